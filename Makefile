@@ -1,0 +1,63 @@
+# Everything runs from the repository's root and keeps to it: the environment in .venv, the demo's files in demo.
+# Paths are relative on purpose, so that a folder with spaces in its name works.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test demo lint clean constraints
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: .venv/installed ## Make .venv and install what a run needs
+
+test: .venv/installed-test ## Run the tests
+	@$(BIN)/python -m pytest
+
+demo: .venv/installed ## Sample real files, train on them, classify them (a few minutes on a CPU)
+	@{ $(BIN)/attnlstm sample demo/sample \
+	  && $(BIN)/attnlstm retrain demo/sample --registry demo/registry \
+	  && $(BIN)/attnlstm classify demo/sample demo/output --registry demo/registry; } \
+	|| { status=$$?; \
+	     echo "The demo stopped; the message above says why." >&2; \
+	     echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
+	     exit $$status; }
+
+lint: .venv/installed-lint ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## Remove the demo, caches and builds (keeps .venv)
+	rm -rf demo build dist attnlstm.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find attnlstm storage flows tests -name __pycache__ -prune -exec rm -rf {} +
+
+constraints: .venv/installed-test .venv/installed-lint ## Pin what .venv holds now, after an upgrade that passed
+	@sed '/^[^#]/,$$d' constraints.txt > constraints.txt.new
+	@$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | LC_ALL=C sort -f >> constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+
+# The stamps make an unchanged environment cost nothing. pip is asked again when a version could have changed.
+.venv/bin/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "No '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)." >&2; \
+	  echo "Name a newer one: make install PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { \
+	  rm -rf .venv; \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing into .venv (the first time takes a few minutes)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+.venv/installed-lint: .venv/installed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	@touch $@
