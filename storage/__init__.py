@@ -1,0 +1,21 @@
+"""Data at rest: finding and reading input, planning shards, committing output, keeping checkpoints.
+
+Knows pyarrow, polars and numpy. Knows nothing about networks (torch) or orchestration (prefect):
+scores arrive as numpy arrays and checkpoints as bytes.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.frames import open_attention, open_predictions
+
+__all__ = ["open_attention", "open_predictions"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that Polars is imported only by those who read output back.
+    if name in __all__:
+        from storage import frames
+
+        return getattr(frames, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,144 @@
+"""Where things lie: a path on a local disk or in an object store, and writing there all or nothing.
+
+Owns the mapping from what users type (a path or a URI) to a pyarrow filesystem, and the one way in which
+this project puts a file in place. Knows nothing about what is inside the files.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from storage.errors import SourceError
+
+# Unfinished files are dotted, so readers that glob or follow Hive's rules pass over them.
+TEMPORARY_SUFFIX = ".tmp"
+_COPY_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder. `path` is absolute within `filesystem`, with `/` and no trailing slash."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def parse(cls, place: str | os.PathLike[str]) -> Self:
+        """From a local path (`~` is expanded, relative to the working directory) or a URI of `pyarrow.fs`.
+
+        Raises SourceError for a scheme that pyarrow does not know.
+        """
+        text = os.fspath(place)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            scheme = text.split("://")[0]
+            raise SourceError(
+                f"{scheme}:// is not a location that can be opened here ({error}). "
+                "Use a path, or a URI that pyarrow.fs understands (file://, s3://, gs://, abfs://, hdfs://)."
+            ) from error
+        return cls(filesystem, path.rstrip("/"))
+
+    def __truediv__(self, relative: str) -> "Location":
+        return Location(self.filesystem, f"{self.path}/{relative}" if relative else self.path)
+
+    def __str__(self) -> str:
+        """For messages and records: never holds credentials, which a URI may."""
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def info(self) -> pafs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+    def is_file(self) -> bool:
+        return self.info().type == pafs.FileType.File
+
+    def is_folder(self) -> bool:
+        return self.info().type == pafs.FileType.Directory
+
+    def walk(self) -> list[pafs.FileInfo]:
+        """Every file and folder below, in order of path; nothing if there is no such folder."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+
+    def relative(self, path: str) -> str:
+        """The part of `path` (as `walk` gives it) below this folder."""
+        return path[len(self.path) + 1 :]
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_bytes(self, content: bytes) -> None:
+        """Put `content` here, whole or not at all."""
+        with self.replacing() as temporary:
+            temporary.write_bytes(content)
+
+    def delete(self) -> None:
+        """Remove this file; one that is already gone is fine."""
+        try:
+            self.filesystem.delete_file(self.path)
+        except FileNotFoundError:
+            pass
+
+    @contextmanager
+    def replacing(self) -> Iterator[Path]:
+        """Yields a local path to write to; when the block ends well its file appears here, at once and whole.
+
+        On a local disk the file is written beside its target, flushed to the disk and renamed. For an object
+        store it is written to a local temporary folder and put with one upload, which the store makes visible
+        only when complete. If the block raises, nothing appears and what was there before stays.
+        """
+        if self.is_local:
+            target = Path(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+            try:
+                yield temporary
+                _flush(temporary)
+                os.replace(temporary, target)
+                _flush(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="attnlstm-") as folder:
+            temporary = Path(folder) / self.name
+            yield temporary
+            self._upload(temporary)
+
+    def _upload(self, local: Path) -> None:
+        # Not a `with` block for the upload: leaving one on an error would complete a partial object.
+        upload = self.filesystem.open_output_stream(self.path)
+        with local.open("rb") as content:
+            while chunk := content.read(_COPY_CHUNK_BYTES):
+                upload.write(chunk)
+        upload.close()
+
+
+def _flush(path: Path) -> None:
+    """Ask the operating system to put a file, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

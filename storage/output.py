@@ -1,0 +1,181 @@
+"""The output folder: its layout, the record of what it is, and which of its files belong together.
+
+    OUTPUT/_dataset.json                 the settings that all of its files share
+    OUTPUT/predictions/<name>.parquet    one for each shard; its appearance is the commit
+    OUTPUT/attention/<name>.parquet      the same rows, in place before the predictions are
+    OUTPUT/runs/<flow-run-id>.json       the manifest of each run
+
+Owns names, settings and the stamp in each footer. Knows nothing about rows.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow.fs as pafs
+
+from storage.columns import Columns
+from storage.errors import FileError, OutputError
+from storage.footer import read_footer
+from storage.location import Location
+from storage.shards import Shard, ShardLimits
+
+FORMAT_VERSION = 1
+STAMP_KEY = "attnlstm"
+_DATASET = "_dataset.json"
+
+
+@dataclass(frozen=True)
+class AttentionSaving:
+    """What is kept of a row's attention weights: all of them, the `top` largest with their positions, or nothing."""
+
+    kind: Literal["full", "top", "none"] = "full"
+    top: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "AttentionSaving":
+        """From `full`, `none`, or `top:K` with K at least 1."""
+        if text == "full":
+            return cls("full")
+        if text == "none":
+            return cls("none")
+        if match := re.fullmatch(r"top:([1-9][0-9]*)", text):
+            return cls("top", int(match.group(1)))
+        raise ValueError(f"attention is saved as full, none or top:K (such as top:8), not {text!r}")
+
+    def __str__(self) -> str:
+        return f"top:{self.top}" if self.kind == "top" else self.kind
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Everything that must agree for files to share one output.
+
+    max_tokens, long_rows: as in `storage.tokens.TokenRules`.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    limits: ShardLimits = field(default_factory=ShardLimits)
+    attention: AttentionSaving = field(default_factory=AttentionSaving)
+    max_tokens: int | None = None
+    long_rows: str = "truncate"
+
+    def record(self) -> dict[str, Any]:
+        """The settings by the names that users know, ready for JSON."""
+        return {
+            "tokens_column": self.columns.tokens,
+            "id_column": self.columns.id,
+            "keep": list(self.columns.keep),
+            "save_attention": str(self.attention),
+            "max_tokens": self.max_tokens,
+            "long_rows": self.long_rows,
+            "shard_rows": self.limits.rows,
+            "shard_bytes": self.limits.bytes,
+        }
+
+    @property
+    def digest(self) -> str:
+        record = json.dumps({"format_version": FORMAT_VERSION, **self.record()}, sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file of the output was made from; the same in both files of a shard."""
+
+    file: str
+    fingerprint: str
+    first_row: int
+    num_rows: int
+    checkpoint: str
+    checkpoint_digest: str
+    settings_digest: str
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(cls, shard: Shard, checkpoint: str, checkpoint_digest: str, settings: OutputSettings) -> "Stamp":
+        return cls(
+            shard.file,
+            shard.fingerprint,
+            shard.first_row,
+            shard.num_rows,
+            checkpoint,
+            checkpoint_digest,
+            settings.digest,
+        )
+
+    def to_json(self, **counts: int) -> str:
+        return json.dumps(asdict(self) | counts, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output folder and the settings it is, or will be, made with."""
+
+    root: Location
+    settings: OutputSettings
+
+    def predictions(self, name: str) -> Location:
+        return self.root / f"predictions/{name}"
+
+    def attention(self, name: str) -> Location:
+        return self.root / f"attention/{name}"
+
+    def check(self, source: str) -> None:
+        """Raises OutputError if the folder holds something else than what these settings make from `source`."""
+        place = self.root.info()
+        if place.type == pafs.FileType.NotFound:
+            return
+        if place.type == pafs.FileType.File:
+            raise OutputError(f"The output {self.root} is a file; an output is a folder.")
+        try:
+            text = (self.root / _DATASET).read_text()
+        except FileNotFoundError:
+            if any((self.root / folder).is_folder() for folder in ("predictions", "attention")):
+                raise OutputError(
+                    f"The output {self.root} has predictions but no {_DATASET}, so what made them can't be told. "
+                    "Write to another folder."
+                ) from None
+            return
+        recorded = self._parse(text)
+        wanted = self._record(source)
+        differing = [key for key in wanted if recorded.get(key) != wanted[key]]
+        if not differing:
+            return
+        lines = [f"  {key}: {recorded.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
+        advice = "Write to another folder, or ask for what is there."
+        if differing == ["source"]:
+            advice = f"Write to another folder; or, if the input has only moved, correct `source` in {_DATASET}."
+        raise OutputError("\n".join([f"The output {self.root} was made differently:", *lines, advice]))
+
+    def prepare(self, source: str) -> None:
+        """Record what this output is, in `_dataset.json`. Raises as `check` does."""
+        self.check(source)
+        record = json.dumps(self._record(source), indent=2) + "\n"
+        (self.root / _DATASET).write_bytes(record.encode())
+
+    def _record(self, source: str) -> dict[str, Any]:
+        return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
+
+    def _parse(self, text: str) -> dict[str, Any]:
+        try:
+            recorded = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise OutputError(f"{self.root / _DATASET} is damaged ({error}). Restore it or write elsewhere.") from None
+        if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
+            raise OutputError(f"{self.root / _DATASET} does not describe an attnlstm output. Write elsewhere.")
+        return recorded
+
+
+def read_stamp(location: Location) -> Stamp | None:
+    """The stamp of a file of the output; None if there is no whole file of ours."""
+    try:
+        text = read_footer(location).key_values.get(STAMP_KEY)
+    except (FileError, FileNotFoundError):
+        return None
+    if text is None:
+        return None
+    fields = json.loads(text)
+    return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})

@@ -1,0 +1,189 @@
+"""The input contract for tokens: any column type that can hold token sequences, as numpy values and offsets.
+
+Owns which types are accepted and which rows can't be scored, and why. Vectorised: the work per row is done in
+numpy and Arrow. Knows nothing about files.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from storage.errors import FileError
+
+ACCEPTED = "binary, string, or a list of integers"
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The token sequences of N input rows, of which M can be scored.
+
+    values: unsigned or signed integers (num_tokens,), the tokens of the M usable rows end to end.
+    offsets: int64 (M + 1,). Usable row i holds values[offsets[i]:offsets[i + 1]], at least one token.
+    usable: bool (N,), which of the input rows those are.
+    num_tokens: int64 (N,), tokens of each input row as it came; -1 for a null.
+    truncated: bool (N,), rows of which only the first `max_tokens` are in `values`.
+    errors: string array of N, null for usable rows, else why the row has no prediction.
+    """
+
+    values: npt.NDArray[np.integer]
+    offsets: npt.NDArray[np.int64]
+    usable: npt.NDArray[np.bool_]
+    num_tokens: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.bool_]
+    errors: pa.StringArray
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """What makes a row usable.
+
+    num_tokens_known: token ids run from 0 to this, exclusive (the vocabulary without padding).
+    max_tokens: longest row that is scored whole; None for no limit.
+    long_rows: what happens to longer ones, "truncate" (the first max_tokens are scored) or "error".
+    """
+
+    num_tokens_known: int = 256
+    max_tokens: int | None = None
+    long_rows: str = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.num_tokens_known < 1:
+            raise ValueError(f"num_tokens_known must be at least 1, not {self.num_tokens_known}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.long_rows not in ("truncate", "error"):
+            raise ValueError(f"long_rows must be 'truncate' or 'error', not {self.long_rows!r}")
+
+
+def check_token_type(column: str, kind: pa.DataType) -> None:
+    """Raises FileError unless a column of this type can hold token sequences."""
+    if not _is_bytes(_decoded(kind)) and not _is_integer_list(_decoded(kind)):
+        raise FileError(f"column {column!r} has type {kind}; tokens must be {ACCEPTED}")
+
+
+def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
+    """Decode a column that `check_token_type` accepts. Zero-copy where every row of a binary column is usable."""
+    is_null = column.is_null().to_numpy()
+    if _is_bytes(_decoded(column.type)):
+        values, offsets = _from_bytes(column)
+        in_vocabulary: npt.NDArray[np.bool_] | None = None
+        if rules.num_tokens_known < 256:
+            in_vocabulary = values < rules.num_tokens_known
+        holds_null = np.zeros(len(column), dtype=bool)
+    else:
+        values, offsets, token_is_null = _from_lists(column)
+        in_vocabulary = (values >= 0) & (values < rules.num_tokens_known)
+        if token_is_null is None:
+            holds_null = np.zeros(len(column), dtype=bool)
+        else:
+            in_vocabulary |= token_is_null
+            holds_null = _any_in_row(token_is_null, offsets)
+        # Ids that pass fit easily; a narrow type keeps what crosses to the engines small.
+        values = values.astype(np.min_scalar_type(rules.num_tokens_known - 1), copy=False)
+    lengths = np.diff(offsets)
+    outside = np.zeros(len(column), dtype=bool)
+    if in_vocabulary is not None and not in_vocabulary.all():
+        outside = _any_in_row(~in_vocabulary, offsets)
+    too_long = np.zeros(len(column), dtype=bool)
+    if rules.max_tokens is not None:
+        too_long = lengths > rules.max_tokens
+
+    # Later reasons overwrite earlier ones, so the most basic comes last.
+    reason = np.zeros(len(column), dtype=np.int8)
+    if rules.long_rows == "error":
+        reason[too_long] = 1
+    reason[outside] = 2
+    reason[holds_null] = 3
+    reason[lengths == 0] = 4
+    reason[is_null] = 5
+    usable = reason == 0
+    truncated = too_long & usable
+    kept = np.where(usable, np.minimum(lengths, rules.max_tokens or np.iinfo(np.int64).max), 0)
+    if not np.array_equal(kept, lengths):
+        values = values[_head_of_rows(offsets, kept)]
+    return TokenRows(
+        values=values,
+        offsets=np.concatenate(([0], np.cumsum(kept[usable]))).astype(np.int64),
+        usable=usable,
+        num_tokens=np.where(is_null, -1, lengths),
+        truncated=truncated,
+        errors=_reasons(rules).take(pa.array(reason)),
+    )
+
+
+def _reasons(rules: TokenRules) -> pa.StringArray:
+    return pa.array(
+        [
+            None,
+            f"longer than {rules.max_tokens} tokens",
+            f"a token id outside 0..{rules.num_tokens_known - 1}",
+            "a null among the tokens",
+            "no tokens",
+            "tokens are null",
+        ],
+        pa.string(),
+    )
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pt.is_dictionary(kind) else kind
+
+
+def _plain_chunks(column: pa.ChunkedArray) -> list[pa.Array]:
+    return [chunk.dictionary_decode() if pt.is_dictionary(chunk.type) else chunk for chunk in column.chunks]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    checks = (pt.is_binary, pt.is_large_binary, pt.is_binary_view, pt.is_fixed_size_binary)
+    texts = (pt.is_string, pt.is_large_string, pt.is_string_view)
+    return any(check(kind) for check in checks + texts)
+
+
+def _is_integer_list(kind: pa.DataType) -> bool:
+    lists = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
+    return any(check(kind) for check in lists) and pt.is_integer(_decoded(kind.value_type))
+
+
+def _from_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    # 64-bit offsets hold whatever fits in memory, and `large_binary` is what every other kind casts to.
+    chunks = [chunk.cast(pa.large_binary()) for chunk in _plain_chunks(column)]
+    array = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_binary())
+    _, offset_buffer, value_buffer = array.buffers()
+    if not len(array):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    offsets = np.frombuffer(offset_buffer, np.int64, len(array) + 1, array.offset * 8)
+    values = np.frombuffer(value_buffer, np.uint8) if value_buffer else np.zeros(0, np.uint8)
+    return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _from_lists(
+    column: pa.ChunkedArray,
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    # Not a cast to one list type: casting list views that hold nulls fails in pyarrow 26. `flatten` leaves out
+    # what null rows hide, in every kind of list, and so do the lengths.
+    chunks = _plain_chunks(column)
+    if not chunks:
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64), None
+    lengths = pa.chunked_array([pc.fill_null(pc.list_value_length(chunk), 0) for chunk in chunks]).to_numpy()
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    tokens = pa.chunked_array(_plain_chunks(pa.chunked_array([chunk.flatten() for chunk in chunks])))
+    if not tokens.null_count:
+        return tokens.to_numpy(), offsets, None
+    return pc.fill_null(tokens, 0).to_numpy(), offsets, tokens.is_null().to_numpy()
+
+
+def _any_in_row(flags: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """bool (N,): whether any token of the row is flagged. flags: bool (num_tokens,)."""
+    before = np.concatenate(([0], np.cumsum(flags)))
+    return before[offsets[1:]] > before[offsets[:-1]]
+
+
+def _head_of_rows(offsets: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """bool (num_tokens,): True for the first kept[i] tokens of each row i."""
+    lengths = np.diff(offsets)
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return position < np.repeat(kept, lengths)
