@@ -1,0 +1,90 @@
+"""How good probabilities are against labels.
+
+Owns the definitions of the figures on a checkpoint's card. Knows numpy only, and nothing of networks or
+files.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_BINS = 15
+"""Equal-width bins of the calibration error (Guo et al. 2017, section 2)."""
+
+
+def evaluate(
+    probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], classes: tuple[str, ...]
+) -> dict[str, object]:
+    """Figures that fit into JSON.
+
+    probabilities: float (N, C), rows sum to 1. labels: integer (N,), in 0 .. C - 1. classes: C names.
+    Returns num_rows, accuracy, majority_accuracy (of always naming the commonest label), macro_f1 (mean over
+    the classes among the labels), log_loss (nats), ece (expected calibration error of the top class),
+    per_class (name to precision, recall, f1, num_rows) and confusion (row: label, column: prediction, in the
+    order of classes).
+    Raises ValueError without rows or if shapes disagree.
+    """
+    num_rows, num_classes = probabilities.shape
+    if not num_rows or labels.shape != (num_rows,) or len(classes) != num_classes:
+        raise ValueError(
+            f"probabilities (N, C), N > 0, labels (N,) and C classes must agree; got {probabilities.shape}, "
+            f"{labels.shape} and {len(classes)}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be in 0..{num_classes - 1}; found {labels.min()}..{labels.max()}")
+    p = probabilities.astype(np.float64)
+    predicted = p.argmax(axis=1)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+
+    right = confusion.diagonal()
+    of_label, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
+    # A class that is nowhere has 0 of 0, which counts as 0.
+    precision = right / np.maximum(of_prediction, 1)
+    recall = right / np.maximum(of_label, 1)
+    f1 = _f1(confusion)
+    # A probability of 0 in float32 is one below its smallest step from 1, and its logarithm is taken there.
+    of_truth = np.maximum(p[np.arange(num_rows), labels], np.finfo(np.float32).eps)
+    return {
+        "num_rows": num_rows,
+        **accuracy_and_macro_f1(confusion),
+        "majority_accuracy": float(of_label.max() / num_rows),
+        "log_loss": float(-np.log(of_truth).mean()),
+        "ece": _calibration_error(p.max(axis=1), predicted == labels),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "num_rows": int(of_label[i]),
+            }
+            for i, name in enumerate(classes)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def accuracy_and_macro_f1(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Share of right predictions, and the mean F1 over the classes among the labels.
+
+    confusion: (C, C) counts, row: label, column: prediction. Both are 0 where there are no rows.
+    """
+    of_label = confusion.sum(axis=1)
+    f1 = _f1(confusion)[of_label > 0]
+    return {
+        "accuracy": float(confusion.trace() / max(1, confusion.sum())),
+        "macro_f1": float(f1.mean()) if len(f1) else 0.0,
+    }
+
+
+def _f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """F1 of each class; one that is nowhere has 0 of 0, which counts as 0."""
+    of_label_or_prediction = confusion.sum(axis=1) + confusion.sum(axis=0)
+    f1: npt.NDArray[np.float64] = 2 * confusion.diagonal() / np.maximum(of_label_or_prediction, 1)
+    return f1
+
+
+def _calibration_error(confidence: npt.NDArray[np.float64], is_right: npt.NDArray[np.bool_]) -> float:
+    """Mean over rows of |accuracy - confidence| of the row's bin; bins are open below and closed above."""
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    gap = np.bincount(bins, is_right - confidence, NUM_BINS)
+    return float(np.abs(gap).sum() / len(confidence))
