@@ -1,0 +1,52 @@
+"""The command line: which commands there are, and the options that all of them share.
+
+Each flow's own signature and docstring make its command, so a flag, its help and its bounds are written once.
+Nothing heavy is imported before a command is known.
+"""
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from flows.session import run_command
+
+app = App(
+    name="attnlstm",
+    help="Batch classification of token sequences in Parquet with an attention-LSTM, run as Prefect flows.",
+    default_parameter=Parameter(negative=(), consume_multiple=True),
+    result_action="return_value",
+    exit_on_error=False,
+)
+for _name, _help in {
+    "demo": "Sample real bytes, train on them, classify them; a tour in a few minutes.",
+    "sample": "Write labelled fragments of the files on this machine, to try things on.",
+    "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is not worse.",
+    "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
+    "backfill": "Classify a range of dates.",
+}.items():
+    _module = "flows.demo" if _name == "demo" else "flows.commands"
+    app.command(f"{_module}:{_name}", name=_name, help=_help)
+
+_checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")
+_checkpoints.command("flows.commands:list_checkpoints", name="list", help="List them, oldest first.")
+app.command(_checkpoints)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], verbose: bool = False
+) -> int | None:
+    """Batch classification of token sequences in Parquet with an attention-LSTM, run as Prefect flows.
+
+    Args:
+        verbose: Show Prefect's log as it comes, and the traceback of an error.
+    """
+    return app(tokens)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    # Before anything is parsed: finding a command imports it, and with it Prefect, which reads its settings then.
+    verbose = "--verbose" in sys.argv[1:]
+    sys.exit(run_command(app.meta, verbose=verbose))

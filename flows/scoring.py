@@ -1,0 +1,161 @@
+"""Scoring one shard from Parquet to Parquet: the body of a classify task.
+
+Where storage and the model meet. Knows nothing about Prefect.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.footer import read_footer
+from storage.location import Location
+from storage.manifest import ShardRecord
+from storage.output import Output
+from storage.predictions import Scorer, write_shard
+from storage.reading import read_shard
+from storage.registry import StoredCheckpoint, read_checkpoint
+from storage.shards import Shard
+from storage.source import partition_values
+from storage.tokens import TokenRows, TokenRules, decode_tokens
+
+if TYPE_CHECKING:
+    from attnlstm.config import ModelConfig
+    from attnlstm.engines import Device, Engine
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What every shard of a run has in common: paths and settings, small enough to travel to any worker.
+
+    checkpoint: the checkpoint's folder; checkpoint_digest: what its files must still be.
+    label_column: true classes to compare with, or None. threads: compute threads of a process.
+    """
+
+    source_root: Location
+    output: Output
+    checkpoint: Location
+    checkpoint_version: str
+    checkpoint_digest: str
+    label_column: str | None
+    device: "Device"
+    threads: int
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """What scoring a shard gave. confusion: (num_classes, num_classes) counts, true by predicted class."""
+
+    record: ShardRecord
+    confusion: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    config: "ModelConfig"
+    engine: "Engine"
+
+
+_loaded: dict[tuple[str, str, int], LoadedCheckpoint] = {}
+_loading = threading.Lock()
+
+
+def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> LoadedCheckpoint:
+    """The job's checkpoint, ready to score; the process loads it at the first call and keeps it.
+
+    Raises CheckpointError if the files can't be used, RegistryError if they changed since the run began.
+    """
+    from attnlstm.checkpoint import from_files
+    from attnlstm.engines import open_engine
+
+    key = (job.checkpoint_digest, job.device, job.threads)
+    with _loading:
+        if key not in _loaded:
+            if stored is None:
+                stored = read_checkpoint(job.checkpoint, job.checkpoint_version, digest=job.checkpoint_digest)
+            network = from_files(stored.files, where=str(stored.location))
+            _loaded.clear()  # a process serves one run at a time; the last run's weights are of no more use
+            _loaded[key] = LoadedCheckpoint(network.config, open_engine(network, job.device, job.threads))
+        return _loaded[key]
+
+
+def score_shard(
+    job: ScoringJob, shard: Shard, reason: str, *, on_rows: Callable[[int], None] = lambda rows: None
+) -> ScoredShard:
+    """Read, score and write one shard. Its output appears at the end, whole, or not at all.
+
+    on_rows: called with the number of rows after each piece that was scored.
+    """
+    started = time.perf_counter()
+    loaded = load_checkpoint(job)
+    settings = job.output.settings
+    rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
+    scorer = Scorer(job.checkpoint_version, job.checkpoint_digest, loaded.config.classes)
+    tally = _Tally(loaded.config.classes)
+    schema = read_footer(job.source_root / shard.file).schema
+    with write_shard(job.output, shard, scorer) as writer:
+        for table in read_shard(job.source_root, shard, settings.columns.to_read(schema, shard.file)):
+            rows = decode_tokens(table[settings.columns.tokens], rules)
+            scores = loaded.engine.score(rows.values, rows.offsets)
+            writer.write(table, rows, scores.probabilities, scores.attention_weights)
+            tally.add(rows, scores.probabilities, _labels(job.label_column, table, shard))
+            on_rows(table.num_rows)
+    return tally.scored(shard, reason, time.perf_counter() - started)
+
+
+def _labels(label_column: str | None, table: pa.Table, shard: Shard) -> pa.ChunkedArray | None:
+    if label_column is None:
+        return None
+    if label_column in table.column_names:
+        return table[label_column]
+    return pa.chunked_array([pa.repeat(partition_values(shard.file)[label_column], table.num_rows)])
+
+
+class _Tally:
+    """Counts over a shard's rows."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._predicted = np.zeros(len(classes), np.int64)
+        self._confusion: npt.NDArray[np.int64] | None = None
+        self._errors: dict[str, int] = {}
+        self._rows = self._tokens = self._truncated = 0
+
+    def add(
+        self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None
+    ) -> None:
+        num_classes = len(self._classes)
+        winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
+        self._rows += len(rows.usable)
+        self._tokens += len(rows.values)
+        self._truncated += int(rows.truncated.sum())
+        self._predicted += np.bincount(winners, minlength=num_classes)
+        for count in pc.value_counts(rows.errors.drop_null()).to_pylist():
+            self._errors[count["values"]] = self._errors.get(count["values"], 0) + count["counts"]
+        if labels is not None:
+            names = labels.cast(pa.string()).filter(pa.array(rows.usable))
+            codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
+            known = ~np.isnan(codes.astype(np.float64))
+            pairs = codes[known].astype(np.int64) * num_classes + winners[known]
+            counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+            self._confusion = counts if self._confusion is None else self._confusion + counts
+
+    def scored(self, shard: Shard, reason: str, seconds: float) -> ScoredShard:
+        pairs = zip(self._classes, self._predicted.tolist(), strict=True)
+        record = ShardRecord(
+            name=shard.name,
+            reason=reason,
+            num_rows=self._rows,
+            num_tokens=self._tokens,
+            num_truncated=self._truncated,
+            errors=dict(sorted(self._errors.items())),
+            predictions={name: count for name, count in pairs if count},
+            seconds=round(seconds, 3),
+        )
+        return ScoredShard(record, self._confusion)
