@@ -10,6 +10,8 @@ from prefect.states import Completed, Failed
 
 from flows.classify import classify
 from storage.errors import SourceError
+from storage.location import Location
+from storage.output import Output
 from storage.pending import Mode
 from storage.source import find_source
 
@@ -33,6 +35,8 @@ def backfill(
 ) -> State[dict[str, Any]]:
     """Classify every date from start to end, both included. A date that fails does not stop the others.
 
+    An output that exists keeps the settings it was made with; a new one gets the defaults of classify.
+
     Args:
         source: Folder or URI with Hive partitions of dates, such as date=2026-11-01.
         output: Folder or URI for predictions, attention and manifests; the same for all dates.
@@ -47,6 +51,8 @@ def backfill(
         raise SourceError(f"The backfill ends on {end}, before it starts on {start}. Swap start and end.")
     logger = get_run_logger()
     days = [start + timedelta(days=offset) for offset in range((end - start).days + 1)]
+    recorded = Output.recorded_settings(Location.parse(output))
+    settings = {name: value for name, value in recorded.items() if name in classify.parameters.properties}
     table = []
     for day in days:
         place = f"{source.rstrip('/')}/{partition}={day.isoformat()}"
@@ -57,12 +63,10 @@ def backfill(
             table.append({partition: str(day), "state": "No input", "message": str(error)})
             continue
         state = classify(
-            place, output, registry=registry, checkpoint=checkpoint, mode=mode, return_state=True
+            place, output, registry=registry, checkpoint=checkpoint, mode=mode, **settings, return_state=True
         )
         table.append({partition: str(day), "state": state.name, "message": state.message or ""})
-    create_table_artifact(
-        table, key="backfill-partitions", description=f"{len(days)} dates from {start} to {end}"
-    )
+    create_table_artifact(table, key="backfill-partitions", description=f"{len(days)} dates from {start} to {end}")
     return _final_state(table)
 
 

@@ -26,7 +26,7 @@ from storage.lock import only_run
 from storage.manifest import FailureRecord, RunManifest, write_manifest
 from storage.output import AttentionSaving, Output, OutputSettings
 from storage.pending import Mode, Pending, find_pending
-from storage.registry import Registry, StoredCheckpoint
+from storage.registry import Registry
 from storage.shards import ShardPlan, plan_shards
 from storage.source import Source, find_source
 
@@ -92,50 +92,51 @@ def classify(
     place = Output(Location.parse(output), settings)
     place.check(str(found.root))
     plan = _plan(found, settings)
-    with only_run(place.root, str(flow_run.name)):
-        place.prepare(str(found.root))
-        pending = find_pending(place, plan.shards, stored.version, stored.digest, mode)
-        num_workers = workers or os.cpu_count() or 1
-        job = ScoringJob(
-            source_root=found.root,
-            output=place,
-            checkpoint=stored.location,
-            checkpoint_version=stored.version,
-            checkpoint_digest=stored.digest,
-            label_column=label_column,
-            device=device,
-            threads=num_workers,
-        )
-        logger.info(
-            "%s: %d of %d shards to score with %s", found.root, len(pending), len(plan.shards), stored.version
-        )
-        outcome = _score(job, stored, pending) if pending else _Outcome()
-        manifest = RunManifest(
-            run_id=str(flow_run.id),
-            run_name=str(flow_run.name),
-            state="failed" if plan.unreadable or outcome.failures else "completed",
-            started=started.isoformat(timespec="seconds"),
-            ended=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=str(found.root / found.scope),
-            output=str(place.root),
-            mode=mode,
-            checkpoint=stored.version,
-            checkpoint_digest=stored.digest,
-            settings=settings.record(),
-            engine=outcome.engine,
-            workers=num_workers,
-            num_up_to_date=len(plan.shards) - len(pending),
-            seconds=round(outcome.seconds, 3),
-            shards=tuple(
-                sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)
-            ),
-            failures=(
-                *(FailureRecord(file.file, file.reason) for file in plan.unreadable),
-                *outcome.failures,
-            ),
-            evaluation=outcome.evaluation(),
-        )
-        write_manifest(place.root, manifest)
+    pending = find_pending(place, plan.shards, stored.version, stored.digest, mode)
+    logger.info("%s: %d of %d shards to score with %s", found.root, len(pending), len(plan.shards), stored.version)
+    num_workers = workers or os.cpu_count() or 1
+    job = ScoringJob(
+        source_root=found.root,
+        output=place,
+        checkpoint=stored.location,
+        checkpoint_version=stored.version,
+        checkpoint_digest=stored.digest,
+        label_column=label_column,
+        device=device,
+        threads=num_workers,
+    )
+    outcome = _Outcome()
+    if pending:
+        # Before the output is touched: one error if the checkpoint can't be used, not one a shard.
+        engine = load_checkpoint(job, stored).engine
+        outcome.engine = f"{engine.name} on {engine.device}"
+        with only_run(place.root, str(flow_run.name)):
+            place.prepare(str(found.root))
+            _score(job, pending, outcome)
+    manifest = RunManifest(
+        run_id=str(flow_run.id),
+        run_name=str(flow_run.name),
+        state="failed" if plan.unreadable or outcome.failures else "completed",
+        started=started.isoformat(timespec="seconds"),
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=str(found.root / found.scope),
+        output=str(place.root),
+        mode=mode,
+        checkpoint=stored.version,
+        checkpoint_digest=stored.digest,
+        settings=settings.record(),
+        engine=outcome.engine,
+        workers=num_workers,
+        num_up_to_date=len(plan.shards) - len(pending),
+        seconds=round(outcome.seconds, 3),
+        shards=tuple(sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)),
+        failures=(
+            *(FailureRecord(file.file, file.reason) for file in plan.unreadable),
+            *outcome.failures,
+        ),
+        evaluation=outcome.evaluation(),
+    )
+    write_manifest(place.root, manifest)
     publish_report(manifest)
     return _final_state(manifest)
 
@@ -163,10 +164,8 @@ class _Outcome:
         return accuracy_and_macro_f1(sum(tables[1:], start=tables[0])) if tables else None
 
 
-def _score(job: ScoringJob, stored: StoredCheckpoint, pending: list[Pending]) -> _Outcome:
+def _score(job: ScoringJob, pending: list[Pending], outcome: _Outcome) -> None:
     """Score the pending shards in task runs, side by side."""
-    engine = load_checkpoint(job, stored).engine  # here first: one error if it can't be used, not one a shard
-    outcome = _Outcome(engine=f"{engine.name} on {engine.device}")
     started = time.perf_counter()
     progress = RunProgress(
         "rows",
@@ -188,7 +187,6 @@ def _score(job: ScoringJob, stored: StoredCheckpoint, pending: list[Pending]) ->
             progress.stop()
             raise
     outcome.seconds = time.perf_counter() - started
-    return outcome
 
 
 def _bundles(pending: list[Pending]) -> Iterator[list[Pending]]:
@@ -230,9 +228,7 @@ def score_shards(job: ScoringJob, pending: list[Pending]) -> Any:
             results.append(FailureRecord(each.shard.name, str(error)))
     failures = [result for result in results if isinstance(result, FailureRecord)]
     if failures:
-        return Failed(
-            message="; ".join(f"{failure.name}: {failure.reason}" for failure in failures), data=results
-        )
+        return Failed(message="; ".join(f"{failure.name}: {failure.reason}" for failure in failures), data=results)
     return results
 
 

@@ -47,6 +47,7 @@ def _launch(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    words = sys.argv[1:]
     # Before anything is parsed: finding a command imports it, and with it Prefect, which reads its settings then.
-    verbose = "--verbose" in sys.argv[1:]
-    sys.exit(run_command(app.meta, verbose=verbose))
+    verbose = "--verbose" in words
+    sys.exit(run_command(lambda: app.meta(words), verbose=verbose))

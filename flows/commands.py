@@ -151,9 +151,7 @@ def list_checkpoints(*, registry: str = "registry", as_json: bool = False) -> in
         print(json.dumps(rows, indent=2))
         return DONE
     if not rows:
-        _out.print(
-            f"No checkpoints in {opened.root}. Train one with `attnlstm retrain SOURCE --registry {registry}`."
-        )
+        _out.print(f"No checkpoints in {opened.root}. Train one with `attnlstm retrain SOURCE --registry {registry}`.")
         return DONE
     table = Table("version", "champion", "accuracy", "macro-F1", "trained on", box=None)
     for row in rows:

@@ -55,9 +55,7 @@ def demo(folder: str = "demo") -> int:
     commands_of = Path(".venv/bin") if Path(".venv/bin/attnlstm").exists() else Path()
     python, attnlstm = str(commands_of / "python"), str(commands_of / "attnlstm")
     _out.print(
-        escape(
-            _NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry)
-        ),
+        escape(_NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry)),
         end="",
     )
     return DONE

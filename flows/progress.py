@@ -98,9 +98,7 @@ class RunProgress:
     def _update_artifact(self) -> None:
         if self._artifact is not None:
             self._artifact_at = time.monotonic()
-            update_progress_artifact(
-                self._artifact, progress=min(100.0, 100.0 * self._done / max(1, self._total))
-            )
+            update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self._done / max(1, self._total)))
 
 
 # Threads of a task runner inherit it; workers in other processes see None, and report whole shards only.

@@ -19,9 +19,7 @@ _MOST_FAILURES = 10
 
 def publish_report(manifest: RunManifest) -> None:
     """Put the run's report, its table of shards and a link to the output on the page of the flow run."""
-    create_markdown_artifact(
-        _markdown(manifest), key="classify-report", description=f"Run {manifest.run_name}"
-    )
+    create_markdown_artifact(_markdown(manifest), key="classify-report", description=f"Run {manifest.run_name}")
     create_link_artifact(
         _link(manifest.output),
         link_text=manifest.output,
@@ -52,9 +50,7 @@ def print_summary(manifest: RunManifest, console: Console) -> None:
     for failure in manifest.failures[:_MOST_FAILURES]:
         console.print(f"[red]failed[/red]  {escape(failure.name)}: {escape(failure.reason)}", soft_wrap=True)
     if len(manifest.failures) > _MOST_FAILURES:
-        console.print(
-            f"[red]failed[/red]  {len(manifest.failures) - _MOST_FAILURES} more, all in the manifest"
-        )
+        console.print(f"[red]failed[/red]  {len(manifest.failures) - _MOST_FAILURES} more, all in the manifest")
 
 
 def _facts(manifest: RunManifest) -> Iterator[tuple[str, str]]:
@@ -95,9 +91,7 @@ def _markdown(manifest: RunManifest) -> str:
     lines = [f"# {manifest.state.capitalize()}", "", "| | |", "|---|---|", facts]
     if manifest.failures:
         lines += ["", "## Failed", ""]
-        lines += [
-            f"- `{failure.name}`: {_cell(failure.reason)}" for failure in manifest.failures[:_MOST_FAILURES]
-        ]
+        lines += [f"- `{failure.name}`: {_cell(failure.reason)}" for failure in manifest.failures[:_MOST_FAILURES]]
     return "\n".join(lines)
 
 

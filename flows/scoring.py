@@ -127,9 +127,7 @@ class _Tally:
         self._errors: dict[str, int] = {}
         self._rows = self._tokens = self._truncated = 0
 
-    def add(
-        self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None
-    ) -> None:
+    def add(self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None) -> None:
         num_classes = len(self._classes)
         winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
         self._rows += len(rows.usable)

@@ -152,8 +152,7 @@ def _describe(labelled: LabelledSource, rows: LabelledRows) -> dict[str, Any]:
         "num_unusable": rows.num_unusable,
         "split_by": rows.split_by,
         "rows": {
-            name: int(np.count_nonzero(rows.splits == side))
-            for name, side in zip(SPLIT_NAMES, sides, strict=True)
+            name: int(np.count_nonzero(rows.splits == side)) for name, side in zip(SPLIT_NAMES, sides, strict=True)
         },
         "rows_per_class": dict(zip(rows.classes, np.bincount(rows.labels).tolist(), strict=True)),
     }

@@ -53,7 +53,7 @@ class Columns:
         A kept column that is a Hive partition needs no reading: the output's path carries it.
         Raises FileError if the tokens or a kept column is missing or of a type that can't be used.
         """
-        require_column(schema, self.tokens, "tokens")
+        require_column(schema, self.tokens, "tokens_column")
         check_token_type(self.tokens, schema.field(self.tokens).type)
         partitions = partition_values(relative)
         kept = [name for name in self.keep if name not in partitions]
@@ -63,17 +63,20 @@ class Columns:
         if self.id in schema.names:
             kind = schema.field(self.id).type
             if pt.is_nested(kind):
-                raise FileError(f"column {self.id!r} has type {kind}; an id must be a scalar, such as a string or integer")
+                raise FileError(f"column {self.id!r} has type {kind}; an id must be a scalar, such as an integer")
             names.append(self.id)
         return list(dict.fromkeys(names))
 
 
 def require_column(schema: pa.Schema, name: str, role: str) -> None:
-    """Raises FileError, which lists what there is, unless the schema has exactly one column of this name."""
+    """Raises FileError, which lists what there is, unless the schema has exactly one column of this name.
+
+    role: the setting that names the column, for the message.
+    """
     found = schema.names.count(name)
     if found == 1:
         return
     if found:
-        raise FileError(f"column {name!r} ({role}) stands {found} times in the schema; which one is meant can't be told")
+        raise FileError(f"column {name!r} ({role}) stands {found} times in the schema; rename all but one")
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
     raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}")

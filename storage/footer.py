@@ -60,7 +60,7 @@ def read_footer(location: Location) -> Footer:
 
 def _read_end(file: pa.NativeFile, num_bytes: int) -> bytes:
     file.seek(file.size() - num_bytes)
-    return file.read(num_bytes)
+    return bytes(file.read(num_bytes))
 
 
 def _not_parquet(size: int, tail: bytes) -> str:
@@ -68,7 +68,10 @@ def _not_parquet(size: int, tail: bytes) -> str:
         return "not a Parquet file: it is empty"
     if tail[-4:] == b"PARE":
         return "an encrypted Parquet file, which can't be read here"
-    return f"not a whole Parquet file: its {size:,} bytes do not end in {_MAGIC.decode()}. It may be another format, or cut short"
+    return (
+        f"not a whole Parquet file: its {size:,} bytes do not end in {_MAGIC.decode()}. "
+        "It may be another format, or cut short"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,8 @@ def read_labelled(
     """Read every labelled row of `source` (see `storage.source.find_source`).
 
     Labels are strings or integers; a Hive partition may hold them. Classes are in sorted order: integers by
-    value, strings by code point. Rows are split by `group_column` where every file has it, else by content.
+    value, strings by code point. Rows are split by `group_column` where every file has it, else by content; rows
+    whose group is null by content too.
     Raises SourceError if a file can't be read, or if fewer than two classes are left.
     """
     found = find_source(source)
@@ -79,19 +81,21 @@ def read_labelled(
             schema = schemas[shard.file]
             parts += _read_file(found, shard, schema, tokens_column, label_column, group, rules or TokenRules())
         except FileError as error:
-            raise SourceError(f"{found.root / shard.file}: {error}") from None
+            raise SourceError(f"{found.root / shard.file}: {error}.") from None
     labels = pa.chunked_array([part.labels for part in parts], _common_type([part.labels for part in parts]))
     classes, codes = _encode(labels)
     if len(classes) < 2:
         only = f"only {classes[0]!r}" if classes else "no label at all"
-        raise SourceError(f"The source {source} has {only} in column {label_column!r}; training needs two classes or more.")
+        raise SourceError(
+            f"The source {source} has {only} in column {label_column!r}; training needs two classes or more."
+        )
     lengths = np.concatenate([np.diff(part.rows.offsets) for part in parts])
     return LabelledRows(
         values=np.concatenate([part.rows.values for part in parts]),
         offsets=np.concatenate(([0], np.cumsum(lengths))),
         labels=codes,
         classes=classes,
-        splits=assign_splits(key for part in parts for key in part.keys()),
+        splits=assign_splits(key for part in parts for key in part.split_keys()),
         split_by="group" if grouped else "content",
         num_files=len(schemas),
         num_unlabelled=sum(part.num_unlabelled for part in parts),
@@ -103,18 +107,17 @@ def read_labelled(
 class _Part:
     rows: TokenRows
     labels: pa.Array
-    groups: pa.Array | None
+    groups: pa.ChunkedArray | None
     num_unlabelled: int
     num_unusable: int
 
-    def keys(self) -> Iterator[bytes]:
+    def split_keys(self) -> Iterator[bytes]:
         """What decides each row's side: its group, or else its tokens."""
-        if self.groups is not None:
-            yield from (str(group).encode() for group in self.groups.to_pylist())
-            return
+        groups = self.groups.to_pylist() if self.groups is not None else [None] * len(self.labels)
         content, width = self.rows.values.tobytes(), self.rows.values.itemsize
-        bounds = (self.rows.offsets * width).tolist()
-        yield from (content[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
+        bounds = pairwise((self.rows.offsets * width).tolist())
+        for group, (start, end) in zip(groups, bounds, strict=True):
+            yield content[start:end] if group is None else str(group).encode()
 
 
 def _read_file(
@@ -129,7 +132,7 @@ def _read_file(
     partitions = partition_values(shard.file)
     names = [tokens_column, *([group_column] if group_column else [])]
     if label_column not in partitions:
-        require_column(schema, label_column, "label")
+        require_column(schema, label_column, "label_column")
         _check_label_type(schema.field(label_column))
         names.append(label_column)
     for table in read_shard(source.root, shard, list(dict.fromkeys(names))):
@@ -145,7 +148,7 @@ def _read_file(
         yield _Part(
             rows=rows,
             labels=_plain(labels.filter(usable)),
-            groups=_plain(table[group_column].filter(usable)) if group_column else None,
+            groups=table[group_column].filter(usable) if group_column else None,
             num_unlabelled=num_unlabelled,
             num_unusable=int(np.count_nonzero(~rows.usable)),
         )

@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -50,7 +50,7 @@ class Location:
         return cls(filesystem, path.rstrip("/"))
 
     def __truediv__(self, relative: str) -> "Location":
-        return Location(self.filesystem, f"{self.path}/{relative}" if relative else self.path)
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{relative}" if relative else self.path)
 
     def __str__(self) -> str:
         """For messages and records: never holds credentials, which a URI may."""
@@ -68,10 +68,10 @@ class Location:
         return self.filesystem.get_file_info(self.path)
 
     def is_file(self) -> bool:
-        return self.info().type == pafs.FileType.File
+        return bool(self.info().type == pafs.FileType.File)
 
     def is_folder(self) -> bool:
-        return self.info().type == pafs.FileType.Directory
+        return bool(self.info().type == pafs.FileType.Directory)
 
     def walk(self) -> list[pafs.FileInfo]:
         """Every file and folder below, in order of path; nothing if there is no such folder."""
@@ -80,11 +80,11 @@ class Location:
 
     def relative(self, path: str) -> str:
         """The part of `path` (as `walk` gives it) below this folder."""
-        return path[len(self.path) + 1 :]
+        return path[len(self.path) :].lstrip("/")
 
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
@@ -96,10 +96,8 @@ class Location:
 
     def delete(self) -> None:
         """Remove this file; one that is already gone is fine."""
-        try:
+        with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path)
-        except FileNotFoundError:
-            pass
 
     @contextmanager
     def replacing(self) -> Iterator[Path]:

@@ -123,6 +123,18 @@ class Output:
     def attention(self, name: str) -> Location:
         return self.root / f"attention/{name}"
 
+    @staticmethod
+    def recorded_settings(root: Location) -> dict[str, Any]:
+        """The settings that an output was made with, by the names of `OutputSettings.record`; none if it is new.
+
+        Raises OutputError if the record is damaged.
+        """
+        try:
+            recorded = _parse(root, (root / _DATASET).read_bytes())
+        except FileNotFoundError:
+            return {}
+        return {name: recorded[name] for name in OutputSettings().record() if name in recorded}
+
     def check(self, source: str) -> None:
         """Raises OutputError if the folder holds something else than what these settings make from `source`."""
         place = self.root.info()
@@ -131,7 +143,7 @@ class Output:
         if place.type == pafs.FileType.File:
             raise OutputError(f"The output {self.root} is a file; an output is a folder.")
         try:
-            text = (self.root / _DATASET).read_text()
+            content = (self.root / _DATASET).read_bytes()
         except FileNotFoundError:
             if any((self.root / folder).is_folder() for folder in ("predictions", "attention")):
                 raise OutputError(
@@ -139,7 +151,7 @@ class Output:
                     "Write to another folder."
                 ) from None
             return
-        recorded = self._parse(text)
+        recorded = _parse(self.root, content)
         wanted = self._record(source)
         differing = [key for key in wanted if recorded.get(key) != wanted[key]]
         if not differing:
@@ -159,23 +171,22 @@ class Output:
     def _record(self, source: str) -> dict[str, Any]:
         return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
 
-    def _parse(self, text: str) -> dict[str, Any]:
-        try:
-            recorded = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise OutputError(f"{self.root / _DATASET} is damaged ({error}). Restore it or write elsewhere.") from None
-        if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
-            raise OutputError(f"{self.root / _DATASET} does not describe an attnlstm output. Write elsewhere.")
-        return recorded
+
+def _parse(root: Location, content: bytes) -> dict[str, Any]:
+    try:
+        recorded = json.loads(content)
+    except ValueError as error:
+        raise OutputError(f"{root / _DATASET} is damaged ({error}). Restore it or write elsewhere.") from None
+    if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
+        raise OutputError(f"{root / _DATASET} does not describe an attnlstm output. Write elsewhere.")
+    return recorded
 
 
 def read_stamp(location: Location) -> Stamp | None:
     """The stamp of a file of the output; None if there is no whole file of ours."""
     try:
         text = read_footer(location).key_values.get(STAMP_KEY)
-    except (FileError, FileNotFoundError):
+        fields = json.loads(text) if text else {}
+        return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})
+    except (FileError, FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if text is None:
-        return None
-    fields = json.loads(text)
-    return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})

@@ -25,6 +25,9 @@ from storage.tokens import TokenRows
 # Predictions are narrow; this many rows make a row group of a few megabytes.
 _PREDICTION_GROUP_ROWS = 131_072
 _COMPRESSION = {"compression": "zstd", "compression_level": 3}
+# Our float columns and where Parquet keeps their values.
+_PREDICTION_FLOATS = {"score": "score", "probabilities": "probabilities.list.element"}
+_ATTENTION_FLOATS = {"weights": "weights.list.element"}
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,13 @@ def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["Shard
 class ShardWriter:
     """Takes a shard's rows chunk by chunk. Made by `write_shard`."""
 
-    def __init__(
-        self, output: Output, scorer: Scorer, stamp: Stamp, predictions: Path, attention: Path | None
-    ) -> None:
+    def __init__(self, output: Output, scorer: Scorer, stamp: Stamp, predictions: Path, attention: Path | None) -> None:
         self._columns = output.settings.columns
         self._saving = output.settings.attention
         self._scorer = scorer
         self._stamp = stamp
-        self._predictions = _ParquetFile(predictions)
-        self._attention = _ParquetFile(attention) if attention else None
+        self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS)
+        self._attention = _ParquetFile(attention, _ATTENTION_FLOATS) if attention else None
         self._held: list[pa.Table] = []
         self._num_rows = self._num_errors = self._num_tokens = 0
 
@@ -83,6 +84,9 @@ class ShardWriter:
 
         probabilities: (M, num_classes). attention_weights: (rows.offsets[-1],), aligned with rows.values.
         """
+        assert len(rows.usable) == table.num_rows, "the rows that were decoded are those of the table"
+        assert probabilities.shape == (len(rows.offsets) - 1, len(self._scorer.classes)), probabilities.shape
+        assert attention_weights.shape == rows.values.shape, attention_weights.shape
         ids = self._ids(table)
         self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, self._scorer))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
@@ -96,7 +100,7 @@ class ShardWriter:
     def finish(self) -> None:
         """Complete both files. Raises FileError unless every row of the shard was written."""
         if self._num_rows != self._stamp.num_rows:
-            raise FileError(f"{self._stamp.file}: {self._num_rows:,} rows were scored of {self._stamp.num_rows:,}")
+            raise FileError(f"{self._num_rows:,} of its {self._stamp.num_rows:,} rows were scored")
         self._write_held()
         counts = {"num_errors": self._num_errors, "num_tokens": self._num_tokens}
         self._predictions.finish({STAMP_KEY: self._stamp.to_json(**counts)}, self._num_rows)
@@ -123,13 +127,14 @@ class ShardWriter:
 class _ParquetFile:
     """A Parquet file that is opened by its first table and checked before it counts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, floats: dict[str, str]) -> None:
         self._path = path
+        self._floats = floats
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, **_encoding(table.schema), **_COMPRESSION)
+            self._writer = pq.ParquetWriter(self._path, table.schema, **_encoding(table.schema, self._floats), **_COMPRESSION)
         # One row group: chunk sizes are already what a row group should be.
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
@@ -192,18 +197,14 @@ def _attention_table(
     return pa.table({"id": ids, **lists})
 
 
-def _lists(
-    values: pa.Array, offsets: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_]
-) -> pa.ListArray:
+def _lists(values: pa.Array, offsets: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_]) -> pa.ListArray:
     """Lists for all N rows from the offsets of the usable ones; the others are null."""
-    starts = np.concatenate((offsets[:-1], offsets[-1:]))
-    of_all = starts[np.concatenate(([0], np.cumsum(usable)))].astype(np.int32)
+    of_all = offsets[np.concatenate(([0], np.cumsum(usable)))].astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(of_all), values, mask=pa.array(~usable))
 
 
-def _encoding(schema: pa.Schema) -> dict[str, object]:
+def _encoding(schema: pa.Schema, floats: dict[str, str]) -> dict[str, object]:
     """Dictionaries for words that repeat; byte-stream-split for floats, whose bytes compress apart."""
-    floats = {"score": "score", "probabilities": "probabilities.list.element", "weights": "weights.list.element"}
-    split = {path: "BYTE_STREAM_SPLIT" for name, path in floats.items() if name in schema.names}
+    split = {path: "BYTE_STREAM_SPLIT" for path in floats.values() if path.partition(".")[0] in schema.names}
     plain = {"id", "num_tokens", "truncated", *floats, "positions"}
     return {"use_dictionary": [name for name in schema.names if name not in plain], "column_encoding": split}

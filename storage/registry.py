@@ -63,7 +63,8 @@ class Registry:
         """Add a version: whole, under a new name, or not at all. The card is written last."""
         digest = files_digest(files)
         version = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:8]}"
-        folder = self._folder(version)
+        while (folder := self._folder(version)).is_folder():  # the same weights twice within a second
+            version += "+"
         contents = {**files, "README.md": readme.encode(), _CARD: _to_json({"version": version, **card})}
         if folder.is_local:
             _place_folder(Path(folder.path), contents)

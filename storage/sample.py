@@ -117,7 +117,7 @@ class _SourceFile:
     """name: the source folder's name and the path in it. key: 64-bit hash of the name. group: of the content."""
 
     name: str
-    path: Path
+    path: str
     num_bytes: int
     key: int
     group: str = ""
@@ -256,22 +256,23 @@ def _find_candidates(
     kinds_by_suffix = {suffix: kind for kind in FILE_TYPES for suffix in kind.suffixes}
     kinds_by_name = {name: kind for kind in FILE_TYPES for name in kind.names}
     closed = {output, *(path for _, path in folders)}
-    by_folder: dict[tuple[str, Path], list[_SourceFile]] = defaultdict(list)
-    for folder_name, folder in folders:
-        for path in _walk(folder, closed):
-            kind = kinds_by_name.get(path.name) or kinds_by_suffix.get(_suffix(path.name))
-            if kind is None or _is_near_copy(path.name):
+    by_folder: dict[tuple[str, str], list[_SourceFile]] = defaultdict(list)
+    for root_name, root in folders:
+        for folder, file_name in _walk(root, closed):
+            kind = kinds_by_name.get(file_name) or kinds_by_suffix.get(_suffix(file_name))
+            if kind is None or _is_near_copy(file_name):
                 continue
+            path = os.path.join(folder, file_name)
             try:
-                status = path.lstat()
+                status = os.lstat(path)
             except OSError:  # gone since it was listed
                 continue
             if not stat.S_ISREG(status.st_mode) or status.st_size < fragment_bytes:
                 continue
-            name = f"{folder_name}/{path.relative_to(folder).as_posix()}"
+            name = root_name + path.removeprefix(str(root)).replace(os.sep, "/")
             key = blake2b(os.fsencode(f"{seed}:{name}"), digest_size=8).digest()
             file = _SourceFile(name, path, status.st_size, int.from_bytes(key, "little"))
-            by_folder[kind.label, path.parent].append(file)
+            by_folder[kind.label, folder].append(file)
 
     by_label: dict[str, list[tuple[int, int, str, _SourceFile]]] = defaultdict(list)
     for (label, _), files in by_folder.items():
@@ -280,15 +281,15 @@ def _find_candidates(
     return {kind.label: [file for *_, file in sorted(by_label[kind.label])] for kind in FILE_TYPES}
 
 
-def _walk(root: Path, closed: Collection[Path]) -> Iterator[Path]:
-    """The files under `root`, without what lies in `closed` or is another environment's packages."""
+def _walk(root: Path, closed: Collection[Path]) -> Iterator[tuple[str, str]]:
+    """(folder, name) of files under `root`, without what is in `closed` or another environment's packages."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [
             name
             for name in subfolders
             if name not in ("site-packages", "dist-packages") and Path(folder, name) not in closed
         ]
-        yield from (Path(folder, name) for name in names)
+        yield from ((folder, name) for name in names)
 
 
 def _suffix(name: str) -> str:

@@ -21,7 +21,7 @@ _FOOTER_READERS = 32
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """A shard ends at the row group with which it reaches one of these. bytes: uncompressed, of the tokens."""
+    """A shard ends at the row group with which it reaches one of these. bytes: uncompressed, of all columns."""
 
     rows: int = 1_000_000
     bytes: int = 256 << 20
@@ -37,7 +37,8 @@ class Shard:
     """Row groups `first_row_group` up to, not including, `end_row_group` of one input file.
 
     file: the input's name relative to the source's root. name: the output's, without a folder, e.g.
-    `date=2026-11-01/part-0.parquet`. first_row: position in the file of the shard's first row.
+    `date=2026-11-01/part-0.parquet`. first_row: position in the file of the shard's first row. token_bytes: an upper
+    bound, the uncompressed bytes of its row groups.
     """
 
     file: str
@@ -86,9 +87,7 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
     return ShardPlan(tuple(shards), tuple(unreadable))
 
 
-def _plan_file(
-    source: Source, file: SourceFile, columns: Columns, limits: ShardLimits
-) -> list[Shard] | UnreadableFile:
+def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: ShardLimits) -> list[Shard] | UnreadableFile:
     try:
         footer = read_footer(source.location(file))
         columns.to_read(footer.schema, file.relative)
@@ -96,11 +95,11 @@ def _plan_file(
         return UnreadableFile(file.relative, str(error))
     except OSError as error:
         return UnreadableFile(file.relative, f"can't be opened: {error}")
-    return list(_cut(file.relative, footer, columns.tokens, limits))
+    return list(_cut(file.relative, footer, limits))
 
 
-def _cut(file: str, footer: Footer, tokens: str, limits: ShardLimits) -> Iterator[Shard]:
-    sizes = [_row_group_size(footer.metadata, group, tokens) for group in range(footer.metadata.num_row_groups)]
+def _cut(file: str, footer: Footer, limits: ShardLimits) -> Iterator[Shard]:
+    sizes = [_row_group_size(footer.metadata, group) for group in range(footer.metadata.num_row_groups)]
     ends, rows, num_bytes = [], 0, 0
     for group, (group_rows, group_bytes) in enumerate(sizes, start=1):
         rows, num_bytes = rows + group_rows, num_bytes + group_bytes
@@ -125,12 +124,12 @@ def _cut(file: str, footer: Footer, tokens: str, limits: ShardLimits) -> Iterato
         first, first_row = end, first_row + num_rows
 
 
-def _row_group_size(metadata: pq.FileMetaData, group: int, tokens: str) -> tuple[int, int]:
-    """(rows, uncompressed bytes of the tokens)."""
+def _row_group_size(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
+    """(rows, uncompressed bytes)."""
+    # Not summed over columns: in pyarrow 26 `RowGroupMetaData.column` ends the process, by an exception that C++
+    # throws and nobody catches, when a damaged footer's size statistics contradict its schema.
     row_group = metadata.row_group(group)
-    columns = (row_group.column(index) for index in range(row_group.num_columns))
-    paths = ((column.path_in_schema, column.total_uncompressed_size) for column in columns)
-    return row_group.num_rows, sum(size for path, size in paths if path == tokens or path.startswith(f"{tokens}."))
+    return row_group.num_rows, row_group.total_byte_size
 
 
 def _refuse_shared_names(shards: list[Shard]) -> None:
@@ -138,6 +137,4 @@ def _refuse_shared_names(shards: list[Shard]) -> None:
     for shard in shards:
         other = owners.setdefault(shard.name, shard.file)
         if other != shard.file:
-            raise SourceError(
-                f"{other} and {shard.file} would both be written to {shard.name}. Rename one of them."
-            )
+            raise SourceError(f"{other} and {shard.file} would both be written to {shard.name}. Rename one of them.")

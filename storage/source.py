@@ -4,6 +4,7 @@ Owns which files count as input and the relative name under which each is known 
 them.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ def find_source(source: str) -> Source:
     """List the Parquet files of `source`, in order of their relative names.
 
     In a folder, files count whose name ends in .parquet, .parq or .pq; names that begin with `_` or `.` are
-    passed over at every level, as Hive and Spark do. A file or glob that is named outright is taken as it is.
+    passed over at every level, as Hive and Spark do. A file that is named outright is taken as it is; what a
+    glob matches may have any suffix. In globs `*`, `?` and `[...]` stay within a folder, `**` spans folders.
     Trailing `key=value` folders belong to the relative name: `data/date=2026-11-01` has the root `data`, so
     that a slice of a dataset keeps the names it has in the whole.
 
@@ -51,7 +53,7 @@ def find_source(source: str) -> Source:
     """
     # In a URI, `?` begins the query (`s3://bucket/data?region=...`) and is no wildcard.
     address, mark, query = source.partition("?") if "://" in source else (source, "", "")
-    if wildcard := _GLOB.search(address):
+    if (wildcard := _GLOB.search(address)) and not os.path.exists(source):
         return _find_glob(address, wildcard.start(), mark + query)
     place = Location.parse(source)
     info = place.info()
@@ -83,7 +85,10 @@ def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
     root, scope = _split_hive(place.path, is_folder=True)
     base = Location(place.filesystem, root)
     below = f"{scope}/" if scope else ""
-    expression = re.compile(re.escape(below) + _glob_expression(pattern[len(fixed) :].lstrip("/")))
+    try:
+        expression = re.compile(re.escape(below) + _glob_expression(pattern[len(fixed) :].lstrip("/")))
+    except re.error as error:
+        raise SourceError(f"The source {pattern} is no valid pattern: {error}.") from None
     files = _files_below(base, place, lambda relative: bool(expression.fullmatch(relative)))
     if not files:
         raise SourceError(f"No file matches the source {pattern}. Check the pattern; ** spans folders.")
@@ -116,7 +121,9 @@ def _glob_expression(pattern: str) -> str:
     def translate(token: re.Match[str]) -> str:
         text = token.group()
         if text.startswith("["):
-            return f"[^{text[2:-1]}]" if text[1] in "!^" else text
+            negated = text[1] in "!^"
+            characters = re.escape(text[1 + negated : -1]).replace(r"\-", "-")
+            return f"[^/{characters}]" if negated else f"[{characters}]"
         return tokens.get(text) or re.escape(text)
 
     return re.sub(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", translate, pattern)

@@ -21,7 +21,7 @@ def assign_splits(
 
     Equal keys are on the same side. Raises ValueError unless the shares leave something to train on.
     """
-    if not (0 <= validation_share and 0 <= test_share and validation_share + test_share < 1):
+    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
         raise ValueError(f"shares must leave a train side, not {validation_share} and {test_share}")
     # blake2b rather than hash(): the same on every machine and in every version.
     hashes = (hashlib.blake2b(key, digest_size=8, person=b"attnlstm-split").digest() for key in keys)

@@ -68,6 +68,7 @@ def check_token_type(column: str, kind: pa.DataType) -> None:
 def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
     """Decode a column that `check_token_type` accepts. Zero-copy where every row of a binary column is usable."""
     is_null = column.is_null().to_numpy()
+    values: npt.NDArray[np.integer]
     if _is_bytes(_decoded(column.type)):
         values, offsets = _from_bytes(column)
         in_vocabulary: npt.NDArray[np.bool_] | None = None
