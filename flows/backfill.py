@@ -65,7 +65,7 @@ def backfill(
         state = classify(
             place, output, registry=registry, checkpoint=checkpoint, mode=mode, **settings, return_state=True
         )
-        table.append({partition: str(day), "state": state.name, "message": state.message or ""})
+        table.append({partition: str(day), "state": state.name or "", "message": state.message or ""})
     create_table_artifact(table, key="backfill-partitions", description=f"{len(days)} dates from {start} to {end}")
     return _final_state(table)
 

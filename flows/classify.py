@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from prefect import State, flow, get_run_logger, task
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -18,16 +18,16 @@ from attnlstm.metrics import accuracy_and_macro_f1
 from flows.faults import is_transient
 from flows.progress import RunProgress, current_progress, showing
 from flows.report import publish_report
-from flows.scoring import ScoredShard, ScoringJob, load_checkpoint, score_shard
+from flows.scoring import ScoredShard, ScoringJob, ignore_rows, load_checkpoint, score_bundle
 from storage.columns import Columns
-from storage.errors import FileError, SourceError
+from storage.errors import SourceError
 from storage.location import Location
 from storage.lock import only_run
 from storage.manifest import FailureRecord, RunManifest, write_manifest
 from storage.output import AttentionSaving, Output, OutputSettings
 from storage.pending import Mode, Pending, find_pending
 from storage.registry import Registry
-from storage.shards import ShardPlan, plan_shards
+from storage.shards import ShardLimits, ShardPlan, plan_shards
 from storage.source import Source, find_source
 
 # Small shards share a task run until it has this much to do: about a second of work on one core. With many of
@@ -55,6 +55,8 @@ def classify(
     label_column: str | None = None,
     max_tokens: Annotated[int, Field(ge=1)] | None = None,
     long_rows: Literal["truncate", "error"] = "truncate",
+    shard_rows: Annotated[int, Field(ge=1)] = ShardLimits().rows,
+    chunk_bytes: Annotated[int, Field(ge=1)] = OutputSettings().chunk_bytes,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: Annotated[int, Field(ge=1)] | None = None,
 ) -> State[dict[str, Any]]:
@@ -75,6 +77,8 @@ def classify(
         label_column: Column with the true class. It is carried through, and predictions are measured against it.
         max_tokens: Longest row that is scored whole, in tokens. No limit by default.
         long_rows: What longer rows get: a score of their first max_tokens ("truncate"), or an "error".
+        shard_rows: Rows of a large file that one task scores, in whole row groups; each shard has its own output file.
+        chunk_bytes: Tokens that a worker reads, scores and writes at once, in bytes. Memory grows with it.
         device: Where to compute. "auto" takes a GPU if there is one.
         workers: Shards scored side by side, and compute threads on a CPU. By default the number of cores.
     """
@@ -83,9 +87,11 @@ def classify(
     label_columns = [label_column] if label_column and label_column not in keep else []
     settings = OutputSettings(
         columns=Columns(tokens_column, id_column, (*keep, *label_columns)),
+        limits=ShardLimits(rows=shard_rows),
         attention=AttentionSaving.parse(save_attention),
         max_tokens=max_tokens,
         long_rows=long_rows,
+        chunk_bytes=chunk_bytes,
     )
     stored = Registry.open(registry).load(checkpoint)
     found = find_source(source)
@@ -173,8 +179,9 @@ def _score(job: ScoringJob, pending: list[Pending], outcome: _Outcome) -> None:
         artifact="classify-progress",
         description=f"Rows scored into {job.output.root}",
     )
-    with showing(progress), ThreadPoolTaskRunner(max_workers=job.threads) as runner:
-        bundles = {
+    task_runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=job.threads)
+    with showing(progress), task_runner as runner:
+        bundles: dict[PrefectFuture[Any], list[Pending]] = {
             runner.submit(score_shards, parameters={"job": job, "pending": bundle}): bundle
             for bundle in _bundles(pending)
         }
@@ -217,15 +224,9 @@ def _task_name() -> str:
     retry_condition_fn=is_transient,
 )
 def score_shards(job: ScoringJob, pending: list[Pending]) -> Any:
-    """Score a few shards, one after the other. A file that can't be read fails its own shard only."""
+    """Score a few shards. Ends Failed, with what was scored, if a file of theirs can't be read."""
     progress = current_progress.get()
-    results: list[ScoredShard | FailureRecord] = []
-    for each in pending:
-        try:
-            on_rows = progress.advance if progress else lambda rows: None
-            results.append(score_shard(job, each.shard, each.reason, on_rows=on_rows))
-        except FileError as error:
-            results.append(FailureRecord(each.shard.name, str(error)))
+    results = score_bundle(job, pending, on_rows=progress.advance if progress else ignore_rows)
     failures = [result for result in results if isinstance(result, FailureRecord)]
     if failures:
         return Failed(message="; ".join(f"{failure.name}: {failure.reason}" for failure in failures), data=results)

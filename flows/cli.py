@@ -42,7 +42,8 @@ def _launch(
     Args:
         verbose: Show Prefect's log as it comes, and the traceback of an error.
     """
-    return app(tokens)
+    code: int | None = app(tokens)
+    return code
 
 
 def main() -> None:

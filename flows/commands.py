@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from prefect import Flow, State
+from prefect.exceptions import FailedRun
 from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
@@ -40,10 +41,10 @@ def _as_command(flow: Flow[..., Any], summarise: Summary) -> Callable[..., int]:
         bound = inspect.signature(flow.fn).bind(*args, **options)
         bound.apply_defaults()
         start_prefect()
-        state: State[Any] = flow(*bound.args, **bound.kwargs, return_state=True)
-        error = None if state.is_completed() else state.result(raise_on_failure=False)
-        if isinstance(error, Exception) and type(error).__name__ != "FailedRun":
-            raise error
+        state: State[Any] = cast(Any, flow)(*bound.args, **bound.kwargs, return_state=True)
+        outcome: Any = state.result(raise_on_failure=False)
+        if isinstance(outcome, Exception) and not isinstance(outcome, FailedRun):
+            raise outcome
         summarise(state, bound.arguments)
         return DONE if state.is_completed() else FAILED
 

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.footer import read_footer
+from storage.errors import FileError
 from storage.location import Location
-from storage.manifest import ShardRecord
+from storage.manifest import FailureRecord, ShardRecord
 from storage.output import Output
+from storage.pending import Pending
 from storage.predictions import Scorer, write_shard
-from storage.reading import read_shard
+from storage.reading import read_shard, shard_footer
 from storage.registry import StoredCheckpoint, read_checkpoint
 from storage.shards import Shard
 from storage.source import partition_values
@@ -85,8 +86,25 @@ def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> 
         return _loaded[key]
 
 
+def ignore_rows(num_rows: int) -> None:
+    """For `on_rows` where nobody watches."""
+
+
+def score_bundle(
+    job: ScoringJob, pending: list[Pending], *, on_rows: Callable[[int], None] = ignore_rows
+) -> list[ScoredShard | FailureRecord]:
+    """Score a few shards, one after the other. A file that can't be read fails its own shard only."""
+    results: list[ScoredShard | FailureRecord] = []
+    for each in pending:
+        try:
+            results.append(score_shard(job, each.shard, each.reason, on_rows=on_rows))
+        except FileError as error:
+            results.append(FailureRecord(each.shard.name, str(error)))
+    return results
+
+
 def score_shard(
-    job: ScoringJob, shard: Shard, reason: str, *, on_rows: Callable[[int], None] = lambda rows: None
+    job: ScoringJob, shard: Shard, reason: str, *, on_rows: Callable[[int], None] = ignore_rows
 ) -> ScoredShard:
     """Read, score and write one shard. Its output appears at the end, whole, or not at all.
 
@@ -98,9 +116,10 @@ def score_shard(
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
     scorer = Scorer(job.checkpoint_version, job.checkpoint_digest, loaded.config.classes)
     tally = _Tally(loaded.config.classes)
-    schema = read_footer(job.source_root / shard.file).schema
+    schema = shard_footer(job.source_root, shard).schema
     with write_shard(job.output, shard, scorer) as writer:
-        for table in read_shard(job.source_root, shard, settings.columns.to_read(schema, shard.file)):
+        columns = settings.columns.to_read(schema, shard.file)
+        for table in read_shard(job.source_root, shard, columns, chunk_bytes=settings.chunk_bytes):
             rows = decode_tokens(table[settings.columns.tokens], rules)
             scores = loaded.engine.score(rows.values, rows.offsets)
             writer.write(table, rows, scores.probabilities, scores.attention_weights)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from storage.reading import read_shard
 from storage.shards import Shard, ShardLimits, plan_shards
 from storage.source import Source, find_source, partition_values
 from storage.split import assign_splits
-from storage.tokens import TokenRows, TokenRules, decode_tokens
+from storage.tokens import TokenRules, decode_tokens
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def read_labelled(
         raise SourceError(
             f"The source {source} has {only} in column {label_column!r}; training needs two classes or more."
         )
-    lengths = np.concatenate([np.diff(part.rows.offsets) for part in parts])
+    lengths = np.concatenate([part.lengths for part in parts])
     return LabelledRows(
-        values=np.concatenate([part.rows.values for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
         offsets=np.concatenate(([0], np.cumsum(lengths))),
         labels=codes,
         classes=classes,
@@ -105,18 +106,18 @@ def read_labelled(
 
 @dataclass(frozen=True)
 class _Part:
-    rows: TokenRows
+    values: npt.NDArray[np.integer]
+    lengths: npt.NDArray[np.int64]
     labels: pa.Array
-    groups: pa.ChunkedArray | None
+    groups: list[Any]
     num_unlabelled: int
     num_unusable: int
 
     def split_keys(self) -> Iterator[bytes]:
         """What decides each row's side: its group, or else its tokens."""
-        groups = self.groups.to_pylist() if self.groups is not None else [None] * len(self.labels)
-        content, width = self.rows.values.tobytes(), self.rows.values.itemsize
-        bounds = pairwise((self.rows.offsets * width).tolist())
-        for group, (start, end) in zip(groups, bounds, strict=True):
+        content, width = self.values.tobytes(), self.values.itemsize
+        bounds = pairwise([0, *np.cumsum(self.lengths * width).tolist()])
+        for group, (start, end) in zip(self.groups, bounds, strict=True):
             yield content[start:end] if group is None else str(group).encode()
 
 
@@ -140,17 +141,19 @@ def _read_file(
             labels: pa.ChunkedArray = pa.chunked_array([pa.repeat(partitions[label_column], table.num_rows)])
         else:
             labels = table[label_column]
-        labelled = labels.is_valid()
-        num_unlabelled = table.num_rows - pc.sum(labelled).as_py() if table.num_rows else 0
-        table, labels = table.filter(labelled), labels.filter(labelled)
+        # Masks of numpy rather than Arrow's `filter`, which pyarrow 26 does not have for views.
+        labelled = labels.is_valid().to_numpy()
         rows = decode_tokens(table[tokens_column], rules)
-        usable = pa.array(rows.usable)
+        chosen, lengths = labelled & rows.usable, np.diff(rows.offsets)
+        among_usable = labelled[rows.usable]
+        groups = table[group_column].to_pylist() if group_column else [None] * table.num_rows
         yield _Part(
-            rows=rows,
-            labels=_plain(labels.filter(usable)),
-            groups=table[group_column].filter(usable) if group_column else None,
-            num_unlabelled=num_unlabelled,
-            num_unusable=int(np.count_nonzero(~rows.usable)),
+            values=rows.values[np.repeat(among_usable, lengths)],
+            lengths=lengths[among_usable],
+            labels=_plain(labels).filter(pa.array(chosen)),
+            groups=list(compress(groups, chosen)),
+            num_unlabelled=int(np.count_nonzero(~labelled)),
+            num_unusable=int(np.count_nonzero(labelled & ~rows.usable)),
         )
 
 

@@ -55,5 +55,5 @@ def _holder(folder: Path) -> str:
     try:
         holder = json.loads((folder / _HOLDER).read_text())
         return f"run {holder['run']}, process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has not said who it is"

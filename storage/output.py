@@ -54,6 +54,8 @@ class OutputSettings:
     """Everything that must agree for files to share one output.
 
     max_tokens, long_rows: as in `storage.tokens.TokenRules`.
+    chunk_bytes: tokens read, scored and written at once, in bytes; memory grows with it, and a row group of
+    attention is one chunk.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -61,6 +63,7 @@ class OutputSettings:
     attention: AttentionSaving = field(default_factory=AttentionSaving)
     max_tokens: int | None = None
     long_rows: str = "truncate"
+    chunk_bytes: int = 4 << 20
 
     def record(self) -> dict[str, Any]:
         """The settings by the names that users know, ready for JSON."""
@@ -73,6 +76,7 @@ class OutputSettings:
             "long_rows": self.long_rows,
             "shard_rows": self.limits.rows,
             "shard_bytes": self.limits.bytes,
+            "chunk_bytes": self.chunk_bytes,
         }
 
     @property

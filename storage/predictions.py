@@ -6,7 +6,7 @@ order. Knows nothing about how scores are made.
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,31 +125,38 @@ class ShardWriter:
 
 
 class _ParquetFile:
-    """A Parquet file that is opened by its first table and checked before it counts."""
+    """A Parquet file whose schema is that of its first table, checked before it counts."""
 
     def __init__(self, path: Path, floats: dict[str, str]) -> None:
         self._path = path
         self._floats = floats
         self._writer: pq.ParquetWriter | None = None
+        self._sink = pa.OSFile(str(path), "wb")
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, **_encoding(table.schema, self._floats), **_COMPRESSION)
+            encoding = _encoding(table.schema, self._floats)
+            self._writer = pq.ParquetWriter(self._sink, table.schema, **encoding, **_COMPRESSION)
         # One row group: chunk sizes are already what a row group should be.
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
     def finish(self, key_values: dict[str, str], num_rows: int) -> None:
         assert self._writer is not None, "a shard without rows is written as one empty table"
         self._writer.add_key_value_metadata(key_values)
-        self.close()
+        self._writer.close()
+        self._sink.close()
         # A file that closed is not yet one that was written whole.
         written = pq.read_metadata(self._path).num_rows
         if written != num_rows:
             raise FileError(f"{self._path} holds {written:,} rows after writing {num_rows:,}")
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Let go of the file, finished or not: an open one holds its space on a full disk after it is removed."""
+        if self._writer is not None and self._writer.is_open:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer.is_open = False  # or it would try again when it is collected
+        self._sink.close()
 
 
 def _prediction_table(

@@ -17,6 +17,17 @@ from storage.shards import Shard
 _DECODE_ROWS = 1024
 
 
+def shard_footer(root: Location, shard: Shard) -> Footer:
+    """The footer of the shard's file. Raises FileError if the file changed or vanished since the plan was made."""
+    try:
+        footer = read_footer(root / shard.file)
+    except FileNotFoundError:
+        raise FileError("vanished while the run was on") from None
+    if footer.fingerprint != shard.fingerprint:
+        raise FileError("changed while the run was on; run the same command again to score what it holds now")
+    return footer
+
+
 def read_shard(
     root: Location, shard: Shard, columns: list[str], *, chunk_rows: int = 65_536, chunk_bytes: int = 4 << 20
 ) -> Iterator[pa.Table]:
@@ -26,15 +37,9 @@ def read_shard(
 
     Raises FileError if the file changed since the plan was made, or is damaged.
     """
-    location = root / shard.file
-    try:
-        footer = read_footer(location)
-    except FileNotFoundError:
-        raise FileError("vanished while the run was on") from None
-    if footer.fingerprint != shard.fingerprint:
-        raise FileError("changed while the run was on; run the same command again to score what it holds now")
+    footer = shard_footer(root, shard)
     num_rows = 0
-    for table in _gather(_decode(location, footer, shard, columns), chunk_rows, chunk_bytes):
+    for table in _gather(_decode(root / shard.file, footer, shard, columns), chunk_rows, chunk_bytes):
         num_rows += table.num_rows
         yield table
     if not num_rows:
@@ -49,8 +54,10 @@ def _decode(location: Location, footer: Footer, shard: Shard, columns: list[str]
         return
     try:
         with location.filesystem.open_input_file(location.path) as source:
-            # Without `pre_buffer` memory stays flat on files of any size.
-            file = pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=False)
+            # Without `pre_buffer` memory stays flat on files of any size. Checksums are looked at where a file has any.
+            file = pq.ParquetFile(
+                source, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True
+            )
             yield from file.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
     except FileNotFoundError:
         raise FileError("vanished while the run was on") from None

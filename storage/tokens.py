@@ -66,7 +66,7 @@ def check_token_type(column: str, kind: pa.DataType) -> None:
 
 
 def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
-    """Decode a column that `check_token_type` accepts. Zero-copy where every row of a binary column is usable."""
+    """Decode a column that `check_token_type` accepts. One chunk of binary whose rows are all usable is not copied."""
     is_null = column.is_null().to_numpy()
     values: npt.NDArray[np.integer]
     if _is_bytes(_decoded(column.type)):
@@ -152,10 +152,10 @@ def _is_integer_list(kind: pa.DataType) -> bool:
 def _from_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     # 64-bit offsets hold whatever fits in memory, and `large_binary` is what every other kind casts to.
     chunks = [chunk.cast(pa.large_binary()) for chunk in _plain_chunks(column)]
-    array = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_binary())
-    _, offset_buffer, value_buffer = array.buffers()
-    if not len(array):
+    if not len(column):
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+    _, offset_buffer, value_buffer = array.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64, len(array) + 1, array.offset * 8)
     values = np.frombuffer(value_buffer, np.uint8) if value_buffer else np.zeros(0, np.uint8)
     return values[offsets[0] : offsets[-1]], offsets - offsets[0]

@@ -1,0 +1,56 @@
+"""What the tests share: an environment of their own, one Prefect server, the small real datasets.
+
+Knows nothing about the packages under test, and imports neither torch nor Prefect until a test asks.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Prefect reads its settings when it is first imported, and test modules import it while they are collected: so
+# this happens here, at import. A developer's own server, profile and database stay out of the tests, and subprocesses
+# inherit all of it.
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+_prefect_home = tempfile.mkdtemp(prefix="attnlstm-tests-")
+atexit.register(shutil.rmtree, _prefect_home, ignore_errors=True)
+os.environ.update(
+    PREFECT_HOME=_prefect_home,
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",  # the default of 20 is short on a busy machine
+    DO_NOT_TRACK="1",
+    OMP_NUM_THREADS="1",  # torch's threads: sums in one order, and no contest for cores
+)
+
+# A busy machine is not a failing test, and what passed once must pass again.
+settings.register_profile("attnlstm", deadline=None, derandomize=True)
+settings.load_profile("attnlstm")
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A Prefect server with an empty database, for this process; the value is its URL, for subprocesses."""
+    from prefect.settings import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=60):
+        url = get_current_settings().api.url
+        assert url is not None
+        yield str(url)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the small real datasets: ATTNLSTM_TEST_DATA, else shared/data beside the repository."""
+    folder = Path(os.environ.get("ATTNLSTM_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no datasets in {folder}; ATTNLSTM_TEST_DATA names another folder")
+    return folder

@@ -1,0 +1,86 @@
+"""Keeps the direction of imports: deployments -> flows -> attnlstm | storage, the last two apart.
+
+Knows the packages' names, nothing of what is in them.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+FORBIDDEN = {
+    "attnlstm": {"storage", "flows", "prefect", "pyarrow", "polars", "pydantic", "cyclopts"},
+    "storage": {"attnlstm", "flows", "prefect", "torch", "safetensors", "pydantic", "cyclopts"},
+    "flows": {"deployments", "tests"},
+}
+
+# Runs in a fresh interpreter: imports what argv names, with every module below it, and prints what that loaded.
+_LIST_LOADED = """
+import importlib, pkgutil, sys
+
+pending = sys.argv[1:]
+while pending:
+    module = importlib.import_module(pending.pop())
+    below = pkgutil.iter_modules(getattr(module, "__path__", []), module.__name__ + ".")
+    pending += [name for _, name, _ in below if not name.endswith("__main__")]
+print(*sys.modules, sep="\\n")
+"""
+
+
+def _loaded_by(name: str) -> set[str]:
+    """Every module in sys.modules after importing `name` and all below it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LIST_LOADED, name], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def _imported_packages(path: Path) -> set[str]:
+    """The top-level packages that a file imports, at any depth: a lazy import is one too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}:{node.lineno}: relative import"
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("package", ["attnlstm", "storage"])
+def test_package_loads_nothing_that_belongs_to_another_layer(package: str) -> None:
+    loaded = _loaded_by(package)
+
+    files = (REPOSITORY / package).rglob("*.py")
+    modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in files}
+    assert {name.removesuffix(".__init__") for name in modules} <= loaded
+    assert FORBIDDEN[package] & {name.partition(".")[0] for name in loaded} == set()
+
+
+def test_model_configuration_loads_without_torch() -> None:
+    assert "torch" not in _loaded_by("attnlstm.config")
+
+
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_no_file_of_a_package_imports_against_the_direction(package: str) -> None:
+    against = {
+        str(path.relative_to(REPOSITORY)): sorted(_imported_packages(path) & FORBIDDEN[package])
+        for path in (REPOSITORY / package).rglob("*.py")
+    }
+
+    assert against
+    assert {path: names for path, names in against.items() if names} == {}
+
+
+def test_deployments_start_flows_only() -> None:
+    text = (REPOSITORY / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
+    entrypoints = re.findall(r"entrypoint:\s*[\"']?([^\s\"'#]+)", text)
+
+    assert entrypoints
+    assert [entrypoint for entrypoint in entrypoints if not entrypoint.startswith(("flows/", "flows."))] == []
