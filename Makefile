@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo lint clean constraints
+.PHONY: help install test demo kills damage lint clean constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -16,13 +16,16 @@ test: .venv/installed-test ## Run the tests
 	@$(BIN)/python -m pytest
 
 demo: .venv/installed ## Sample real files, train on them, classify them (a few minutes on a CPU)
-	@{ $(BIN)/attnlstm sample demo/sample \
-	  && $(BIN)/attnlstm retrain demo/sample --registry demo/registry \
-	  && $(BIN)/attnlstm classify demo/sample demo/output --registry demo/registry; } \
-	|| { status=$$?; \
-	     echo "The demo stopped; the message above says why." >&2; \
-	     echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
-	     exit $$status; }
+	@$(BIN)/attnlstm demo demo || { status=$$?; \
+	  echo "The demo stopped; the message above says why." >&2; \
+	  echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
+	  exit $$status; }
+
+kills: .venv/installed-test ## Kill scoring a thousand times (about an hour on two cores)
+	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py
+
+damage: .venv/installed-test ## Read a hundred thousand damaged files (a quarter of an hour)
+	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py
 
 lint: .venv/installed-lint ## Check style, format and types
 	$(BIN)/ruff check
@@ -58,6 +61,9 @@ constraints: .venv/installed-test .venv/installed-lint ## Pin what .venv holds n
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-.venv/installed-lint: .venv/installed
+.venv/installed-damage: .venv/installed-test ## Read a hundred thousand damaged files (a quarter of an hour)
+	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py
+
+lint: .venv/installed
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	@touch $@

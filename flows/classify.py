@@ -24,6 +24,7 @@ from storage.errors import SourceError
 from storage.location import Location
 from storage.lock import only_run
 from storage.manifest import FailureRecord, RunManifest, write_manifest
+from storage.orphans import clear_superseded
 from storage.output import AttentionSaving, Output, OutputSettings
 from storage.pending import Mode, Pending, find_pending
 from storage.registry import Registry
@@ -118,6 +119,7 @@ def classify(
         outcome.engine = f"{engine.name} on {engine.device}"
         with only_run(place.root, str(flow_run.name)):
             place.prepare(str(found.root))
+            clear_superseded(place, plan)
             _score(job, pending, outcome)
     manifest = RunManifest(
         run_id=str(flow_run.id),

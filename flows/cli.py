@@ -4,6 +4,7 @@ Each flow's own signature and docstring make its command, so a flag, its help an
 Nothing heavy is imported before a command is known.
 """
 
+import importlib.metadata
 import sys
 from typing import Annotated
 
@@ -11,9 +12,13 @@ from cyclopts import App, Parameter
 
 from flows.session import run_command
 
+_INSPECTION = "flows.inspection"  # without Prefect, so that looking is quick
+_MODULES = {"demo": "flows.demo", "plan": _INSPECTION, "verify": _INSPECTION, "prune": _INSPECTION}
+
 app = App(
     name="attnlstm",
     help="Batch classification of token sequences in Parquet with an attention-LSTM, run as Prefect flows.",
+    version=lambda: importlib.metadata.version("attnlstm"),
     default_parameter=Parameter(negative=(), consume_multiple=True),
     result_action="return_value",
     exit_on_error=False,
@@ -24,8 +29,11 @@ for _name, _help in {
     "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is not worse.",
     "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
     "backfill": "Classify a range of dates.",
+    "plan": "Say what classify would do, and why.",
+    "verify": "Check an output against its input, row by row.",
+    "prune": "Remove from an output what no input accounts for.",
 }.items():
-    _module = "flows.demo" if _name == "demo" else "flows.commands"
+    _module = _MODULES.get(_name, "flows.commands")
     app.command(f"{_module}:{_name}", name=_name, help=_help)
 
 _checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from cyclopts import Parameter
 from prefect import Flow, State
 from prefect.exceptions import FailedRun
 from pydantic import Field
@@ -126,7 +127,7 @@ def sample(
     return DONE
 
 
-def list_checkpoints(*, registry: str = "registry", as_json: bool = False) -> int:
+def list_checkpoints(*, registry: str = "registry", as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
     """List the checkpoints of a registry, oldest first.
 
     Args:

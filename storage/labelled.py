@@ -165,10 +165,12 @@ def _check_label_type(field: pa.Field) -> None:
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
     """One array, integers as int64 and everything else as text."""
-    if pt.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    column = column.cast(pa.int64() if pt.is_integer(column.type) else pa.large_string())
-    return column.combine_chunks()
+    is_dictionary = pt.is_dictionary(column.type)
+    kind = pa.int64() if pt.is_integer(column.type.value_type if is_dictionary else column.type) else pa.large_string()
+    if not is_dictionary:
+        return column.cast(kind).combine_chunks()
+    chunks = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks]
+    return pa.chunked_array(chunks, kind).combine_chunks()
 
 
 def _common_type(labels: list[pa.Array]) -> pa.DataType:

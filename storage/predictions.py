@@ -24,7 +24,8 @@ from storage.tokens import TokenRows
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
 _PREDICTION_GROUP_ROWS = 131_072
-_COMPRESSION = {"compression": "zstd", "compression_level": 3}
+# Checksums let readers and `verify` tell a flipped bit from a value.
+_COMPRESSION = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 # Our float columns and where Parquet keeps their values.
 _PREDICTION_FLOATS = {"score": "score", "probabilities": "probabilities.list.element"}
 _ATTENTION_FLOATS = {"weights": "weights.list.element"}

@@ -55,9 +55,7 @@ def _decode(location: Location, footer: Footer, shard: Shard, columns: list[str]
     try:
         with location.filesystem.open_input_file(location.path) as source:
             # Without `pre_buffer` memory stays flat on files of any size. Checksums are looked at where a file has any.
-            file = pq.ParquetFile(
-                source, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True
-            )
+            file = pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
             yield from file.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
     except FileNotFoundError:
         raise FileError("vanished while the run was on") from None

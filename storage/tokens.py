@@ -135,7 +135,14 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
 
 
 def _plain_chunks(column: pa.ChunkedArray) -> list[pa.Array]:
-    return [chunk.dictionary_decode() if pt.is_dictionary(chunk.type) else chunk for chunk in column.chunks]
+    return [_plain(chunk) if pt.is_dictionary(chunk.type) else chunk for chunk in column.chunks]
+
+
+def _plain(chunk: pa.DictionaryArray) -> pa.Array:
+    values = chunk.dictionary
+    if _is_bytes(values.type):
+        values = values.cast(pa.large_binary())  # pyarrow 26 decodes no dictionary of views
+    return pa.DictionaryArray.from_arrays(chunk.indices, values).dictionary_decode()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

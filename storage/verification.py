@@ -41,6 +41,14 @@ _WEIGHT_TOLERANCE, _WEIGHT_TOLERANCE_PER_TOKEN = 1e-5, 2.0**-24 / 8
 # No vocabulary is this large: for tokens where nothing says how large it was.
 _UNKNOWN_VOCABULARY = 2**31
 _OUTSIDE_VOCABULARY = re.compile(r"a token id outside 0\.\.(\d+)")
+_TYPES = {
+    "prediction": pa.string(),
+    "score": pa.float32(),
+    "num_tokens": pa.int64(),
+    "truncated": pa.bool_(),
+    "error": pa.string(),
+    "checkpoint": pa.string(),
+}
 _DECODE_ROWS = 1024
 _SHOWN_CHARACTERS = 80
 
@@ -268,7 +276,7 @@ class _ShardCheck:
         )
         right = self._check_stamp(self._predictions, recorded, expected)
         names = [name for name in self._settings.columns.keep if name not in partition_values(self._shard.file)]
-        right &= self._check_names(self._predictions, footer, ["id", *names, *PREDICTION_COLUMNS[1:]])
+        right &= self._check_columns(self._predictions, footer, ["id", *names, *PREDICTION_COLUMNS[1:]])
         saving = self._settings.attention
         if saving.kind != "none":
             attention = _output_footer(self._output, self._attention)
@@ -276,7 +284,7 @@ class _ShardCheck:
             theirs = Stamp(**{name: recorded.get(name) for name in asdict(expected)})  # type: ignore[arg-type]
             right &= self._check_stamp(self._attention, self._recorded(self._attention, attention), theirs)
             positions = ["positions"] if saving.kind == "top" else []
-            right &= self._check_names(self._attention, attention, ["id", *positions, "weights"])
+            right &= self._check_columns(self._attention, attention, ["id", *positions, "weights"])
         if not right:
             return None
         classes = self._classes(footer)
@@ -288,8 +296,6 @@ class _ShardCheck:
             recorded = json.loads(footer.key_values[STAMP_KEY])
         except (KeyError, ValueError):
             return {}
-        if footer.metadata.num_rows != self._shard.num_rows:
-            self.findings.add(path, None, f"holds {footer.metadata.num_rows} rows, expected {self._shard.num_rows}")
         return recorded if isinstance(recorded, dict) else {}
 
     def _check_stamp(self, path: str, recorded: dict[str, Any], expected: Stamp) -> bool:
@@ -301,12 +307,15 @@ class _ShardCheck:
             self.findings.add(path, None, f"its footer has {name} {recorded.get(name)!r}, expected {value!r}")
         return not wrong
 
-    def _check_names(self, path: str, footer: Footer, expected: list[str]) -> bool:
-        if footer.schema.names != expected:
-            self.findings.add(
-                path, None, f"has the columns {', '.join(footer.schema.names)}; expected {', '.join(expected)}"
-            )
-        return bool(footer.schema.names == expected)
+    def _check_columns(self, path: str, footer: Footer, expected: list[str]) -> bool:
+        """Names, their order, and the types of columns that are ours; how many rows there are, besides."""
+        if footer.metadata.num_rows != self._shard.num_rows:
+            self.findings.add(path, None, f"holds {footer.metadata.num_rows} rows, expected {self._shard.num_rows}")
+        found = [f"{column.name} ({column.type})" if column.name in _TYPES else column.name for column in footer.schema]
+        wanted = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in expected]
+        if found != wanted:
+            self.findings.add(path, None, f"has the columns {', '.join(found)}; expected {', '.join(wanted)}")
+        return found == wanted
 
     def _classes(self, footer: Footer) -> tuple[str, ...]:
         try:
@@ -330,6 +339,7 @@ class _ShardCheck:
             self._check_predictions(piece, rows, made)
             if piece.attention is not None:
                 self._check_attention(piece, piece.attention, rows)
+            self._check_end(piece)
             self.findings.settle()
             counts["num_errors"] += int(np.count_nonzero(~rows.usable))
             counts["num_tokens"] += len(rows.values)
@@ -339,6 +349,11 @@ class _ShardCheck:
             if made.stamp.get(name) != count:
                 what = f"its footer has {name} {made.stamp.get(name)!r}, expected {count}"
                 self.findings.add(self._predictions, None, what)
+
+    def _check_end(self, piece: Piece) -> None:
+        for path, table in ((self._predictions, piece.predictions), (self._attention, piece.attention)):
+            if table is not None and table.num_rows < piece.source.num_rows:
+                self.findings.add(path, piece.first + table.num_rows, "the file ends before this row")
 
     def _vocabulary_by_errors(self) -> int:
         sizes: set[int] = set()
