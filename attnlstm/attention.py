@@ -7,17 +7,19 @@ padding never reaches a result. Knows nothing about the LSTM that made the state
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 SCORES_PER_BLOCK = 1 << 20
-"""Attention scores held at once in inference, as a number of floats: 4 MiB. More is no faster."""
+"""Attention scores held at once, as a number of floats: 4 MiB. More is no faster."""
 
-SCORES_KEPT = 1 << 25
-"""Attention scores that training keeps for the backward pass, 128 MiB; with more, it computes them twice."""
+SCORES_KEPT = 1 << 24
+"""Up to this many, 64 MiB, are kept in training for the backward pass. With more it computes them again."""
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -67,8 +69,8 @@ def summed_attention(
     token j the mean of A[i, j] over heads and real queries i; 0 on padding, rows sum to 1. A row without
     tokens is all 0 in both. Raises ValueError if shapes disagree.
 
-    The sum over queries of A V needs no more of A than its column sums. They are added up over blocks of
-    queries, so memory grows with T, not with T * T; training recomputes the blocks for the same reason.
+    The sum over queries of A V needs no more of A than its column sums. They are added up over blocks of queries,
+    forward and backward, so memory grows with T, not with T * T.
     """
     _check_shapes(query, mask)
     B, T, D = query.shape
@@ -89,16 +91,7 @@ def summed_attention(
     k = torch.cat((k, penalty.unsqueeze(-1)), dim=-1).transpose(1, 2).contiguous()
     is_query = mask_of_heads.to(q.dtype).unsqueeze(1)
 
-    recompute = torch.is_grad_enabled() and B * N * T * T > SCORES_KEPT
-    num_queries = max(1, SCORES_PER_BLOCK // (B * N * T))
-    received = q.new_zeros(B * N, 1, T)
-    for parts in zip(torch.split(is_query, num_queries, 2), torch.split(q, num_queries, 1), strict=True):
-        if recompute:
-            received = received + checkpoint(
-                _received, *parts, k, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            received = received + _received(*parts, k)
+    received: Tensor = _Received.apply(is_query, q, k)  # type: ignore[no-untyped-call]
 
     num_tokens = mask.sum(1, keepdim=True)
     context = (received @ v).view(B, D)
@@ -107,18 +100,52 @@ def summed_attention(
     return context, received.view(B, N, T).mean(1) / num_tokens.clamp(min=1)
 
 
-def _received(is_query: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """What each key gets from a block of Q queries: the sum of A[i, j] over those that are real, (BN, 1, T).
+class _Received(torch.autograd.Function):
+    """What each key gets from the real queries: the sum over them of A[i, j], A = softmax(q k) over keys.
 
-    is_query: float (BN, 1, Q), 1 for real tokens. q: (BN, Q, features). k: (BN, features, T).
+    is_query: float (BN, 1, T), 1 for real tokens. q: (BN, T, features). k: (BN, features, T). Returns (BN, 1, T).
     """
-    return is_query @ (q @ k).softmax(-1)
+
+    @staticmethod
+    def forward(ctx: Any, is_query: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(is_query, q, k)
+        received = torch.zeros_like(is_query)
+        keep = q.shape[0] * q.shape[1] ** 2 <= SCORES_KEPT and any(ctx.needs_input_grad)
+        ctx.kept = []
+        for block in _blocks(q):
+            weights = (q[:, block] @ k).softmax(-1)
+            received += is_query[:, :, block] @ weights
+            if keep:
+                ctx.kept.append(weights)
+        return received
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        is_query, q, k = ctx.saved_tensors
+        of_q, of_k = torch.empty_like(q), torch.zeros_like(k)
+        for number, block in enumerate(_blocks(q)):
+            # A query that is none has no part in the sum, which is a gradient of 0 for its whole row of A.
+            is_real = is_query[:, :, block].transpose(1, 2)
+            weights = ctx.kept[number] if ctx.kept else (q[:, block] @ k).softmax(-1)
+            # The softmax's gradient: A * (g - sum_j A g), where g is the same for every query.
+            of_scores = weights * gradient
+            of_scores.addcmul_(weights, of_scores.sum(-1, keepdim=True), value=-1)
+            of_q[:, block] = is_real * (of_scores @ k.transpose(1, 2))
+            of_k += (is_real * q[:, block]).transpose(1, 2) @ of_scores
+        return None, of_q, of_k
+
+
+def _blocks(q: Tensor) -> Iterator[slice]:
+    """Queries in blocks, so that no more than SCORES_PER_BLOCK scores are held at once, or those of one query."""
+    num_heads, num_queries, _ = q.shape
+    block_size = max(1, SCORES_PER_BLOCK // (num_heads * num_queries))
+    for start in range(0, num_queries, block_size):
+        yield slice(start, start + block_size)
 
 
 def _check_shapes(states: Tensor, mask: Tensor) -> None:
     if states.ndim != 3 or mask.shape != states.shape[:2]:
-        raise ValueError(
-            f"states must be (B, T, D) and mask (B, T); got {tuple(states.shape)} and {tuple(mask.shape)}"
-        )
+        raise ValueError(f"states must be (B, T, D) and mask (B, T); got {tuple(states.shape)} and {tuple(mask.shape)}")
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool, True for real tokens; got {mask.dtype}")

@@ -40,7 +40,7 @@ def plan_batches(lengths: Integers, *, max_tokens: int, max_rows: int) -> Iterat
     Every row is in exactly one batch; among equal lengths, earlier rows come first.
     """
     # Longest first: what is left for last is small, so threads that share the batches end together.
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
@@ -63,11 +63,8 @@ def pad(
     return token_ids, lengths
 
 
-def unpad(
-    padded: Floats, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], values: Floats
-) -> None:
-    """The reverse of `pad`: write padded (B, T) into `values`, where the rows' tokens are. Padding is left
-    out."""
+def unpad(padded: Floats, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], values: Floats) -> None:
+    """The reverse of `pad`: write padded (B, T) into `values`, where the rows' tokens are. Padding is left out."""
     lengths = offsets[rows + 1] - offsets[rows]
     values[_positions(offsets[rows], lengths)] = padded[_is_token(lengths)]
 

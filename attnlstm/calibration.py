@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of a temperature: beyond them the rows say nothing about it (all right, or no better than
-chance)."""
+"""Bounds of a temperature: beyond them the rows say nothing about it (all right, or no better than chance)."""
 
 HALVINGS = 60
 """Steps of the bisection: ln(HIGHEST / LOWEST) / 2**60 is below what a float64 can tell apart."""
@@ -25,9 +24,7 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
         network.config = dataclasses.replace(network.config, temperature=temperature)
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(logits):
-        raise ValueError(
-            f"logits must be (N, C) and labels (N,), N > 0; got {logits.shape} and {labels.shape}"
-        )
+        raise ValueError(f"logits must be (N, C) and labels (N,), N > 0; got {logits.shape} and {labels.shape}")
     if not np.isfinite(logits).all():
         raise ValueError("logits must be finite to fit a temperature")
     z = logits.astype(np.float64)

@@ -37,8 +37,7 @@ def from_files(files: Mapping[str, bytes], where: str) -> AttentionLSTM:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in files:
             raise CheckpointError(
-                f"checkpoint {where} has no {name}; "
-                f"a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+                f"checkpoint {where} has no {name}; a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
     try:
         config = ModelConfig.from_json(files[CONFIG_FILE], CONFIG_FILE)
@@ -90,15 +89,11 @@ def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> AttentionLSTM:
             raise ValueError(f"tensor {name} holds NaN or infinite values")
     unknown = [name for name in weights if name not in expected]
     if unknown:
-        raise ValueError(
-            f"tensor {unknown[0]} does not belong to {config.attention} attention with these sizes"
-        )
+        raise ValueError(f"tensor {unknown[0]} does not belong to {config.attention} attention with these sizes")
     copies = {name: weights[name].detach().to("cpu", torch.float32, copy=True) for name in expected}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
 
 def _damaged(where: str, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {where} cannot be used: {what}. Restore the file or take another checkpoint."
-    )
+    return CheckpointError(f"checkpoint {where} cannot be used: {what}. Restore the file or take another checkpoint.")

@@ -67,13 +67,9 @@ class ModelConfig:
             if self.attention != "additive":
                 raise ValueError(f"attention_size is for additive attention; got {self.attention_size}")
         if self.attention == "additive" and self.num_heads != 1:
-            raise ValueError(
-                f"num_heads is for multihead attention; additive has one head, not {self.num_heads}"
-            )
+            raise ValueError(f"num_heads is for multihead attention; additive has one head, not {self.num_heads}")
         if 2 * self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide 2 * hidden_size = {2 * self.hidden_size}, not {self.num_heads}"
-            )
+            raise ValueError(f"num_heads must divide 2 * hidden_size = {2 * self.hidden_size}, not {self.num_heads}")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         if self.dropout and self.num_layers == 1:

@@ -64,9 +64,7 @@ class AttentionLSTM(nn.Module):
         if isinstance(self.attention, AdditiveAttention):
             context, weights = self.attention(states, mask)
         else:
-            context, weights = summed_attention(
-                self.attention, self.q(states), self.k(states), self.v(states), mask
-            )
+            context, weights = summed_attention(self.attention, self.q(states), self.k(states), self.v(states), mask)
         logits: Tensor = self.mlp(context)
         return logits, weights
 
@@ -91,8 +89,7 @@ class AttentionLSTM(nn.Module):
     def _run(self, x: Tensor, name: str) -> Tensor:
         """One direction of one layer, read forward: (T, B, features) to (T, B, H)."""
         parameters = [
-            getattr(self.sequence, f"{kind}_{name}")
-            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            getattr(self.sequence, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
         h = c = x.new_zeros(1, x.shape[1], self.config.hidden_size)
         # cuDNN and oneDNN keep what a backward pass needs only when told to; there is no dropout in this
@@ -130,8 +127,7 @@ def _dropout(x: Tensor, share: float, generator: torch.Generator | None) -> Tens
 def _check_batch(token_ids: Tensor, lengths: Tensor) -> None:
     if token_ids.ndim != 2 or lengths.shape != token_ids.shape[:1]:
         raise ValueError(
-            "token_ids must be (B, T) and lengths (B,); "
-            f"got {tuple(token_ids.shape)} and {tuple(lengths.shape)}"
+            f"token_ids must be (B, T) and lengths (B,); got {tuple(token_ids.shape)} and {tuple(lengths.shape)}"
         )
     num_steps = token_ids.shape[1]
     outside = (lengths < 1) | (lengths > num_steps)

@@ -16,8 +16,7 @@ def num_cores() -> int:
 
 
 def worker_threads(num_threads: int, name: str) -> ThreadPoolExecutor:
-    """A pool of threads that each run torch's operators alone. They end when the pool is closed or
-    forgotten."""
+    """A pool of threads that each run torch's operators alone. They end when the pool is closed or forgotten."""
     if num_threads < 1:
         raise ValueError(f"at least one thread is needed, not {num_threads}")
     return ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=_prepare_thread)

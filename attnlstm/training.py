@@ -25,12 +25,10 @@ from attnlstm.network import AttentionLSTM
 from attnlstm.threads import num_cores, worker_threads
 
 ROWS_PER_SLICE = 32
-"""Most rows of a batch that one thread takes. Fixed, so that sums come out the same on any number of
-threads."""
+"""Most rows of a batch that one thread takes. Fixed, so that sums come out the same on any number of threads."""
 
 TOKENS_PER_SLICE = 1 << 15
-"""Most padded tokens of a slice, a bound on memory: training keeps about 2 KB a token at the reference
-sizes."""
+"""Most padded tokens of a slice, a bound on memory: training keeps 3 to 7 KB a token at the reference sizes."""
 
 BATCHES_PER_WINDOW = 16
 """Batches drawn at random together, then sorted by length so that each has rows of like length."""
@@ -156,9 +154,7 @@ def train(
         torch.manual_seed(settings.seed)
         network = AttentionLSTM(config)
     order = np.random.default_rng(settings.seed)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=0.0, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay, fused=True)
     threads = settings.threads or num_cores()
 
     steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
@@ -180,8 +176,7 @@ def train(
                 loss = _step(network, optimizer, train, rows, settings, plan.step, workers)
                 if not math.isfinite(loss):
                     raise FloatingPointError(
-                        f"the loss is {loss} in epoch {epoch}; "
-                        f"a learning_rate below {settings.learning_rate} may help"
+                        f"the loss is {loss} in epoch {epoch}; a learning_rate below {settings.learning_rate} may help"
                     )
                 loss_sum += loss * len(rows)
                 num_rows += len(rows)
@@ -218,9 +213,7 @@ def train(
                 stopped_by = "patience"
                 break
     network.load_state_dict(best)
-    return TrainingResult(
-        network.eval(), tuple(reports), best_epoch, time.monotonic() - began, stopped_by, best_logits
-    )
+    return TrainingResult(network.eval(), tuple(reports), best_epoch, time.monotonic() - began, stopped_by, best_logits)
 
 
 class _Plan:
@@ -334,7 +327,10 @@ def _judge(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> tu
 def _check(what: str, labelled: Labelled, config: ModelConfig) -> None:
     num_rows = len(labelled.offsets) - 1
     if not num_rows or labelled.labels.shape != (num_rows,):
-        raise ValueError(f"{what}: one label a row and at least one row are needed; got {num_rows} rows")
+        raise ValueError(
+            f"{what}: one label a row and at least one row are needed; "
+            f"got {num_rows} rows and {len(labelled.labels)} labels"
+        )
     check_ragged(labelled.values, labelled.offsets, config.padding_id)
     lowest, highest = labelled.labels.min(), labelled.labels.max()
     if lowest < 0 or highest >= config.num_classes:

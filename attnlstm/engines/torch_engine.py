@@ -19,8 +19,7 @@ from attnlstm.network import AttentionLSTM
 from attnlstm.threads import worker_threads
 
 MAX_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 22}
-"""Padded tokens of a batch. On a CPU the hidden states of more leave the cache; a GPU needs many rows to be
-busy."""
+"""Padded tokens of a batch. On a CPU more is no faster and pads more; a GPU needs many rows to be busy."""
 
 MAX_ROWS = {"cpu": 1024, "cuda": 1 << 14}
 """Rows of a batch, which matters where rows are short."""
@@ -56,11 +55,8 @@ class TorchEngine:
         self._run(values, offsets, keep)
         return Scores(probabilities, attention_weights)
 
-    def logits(
-        self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        """Logits (N, C) of ragged rows before the temperature, which is what calibration needs. As
-        `score`."""
+    def logits(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits (N, C) of ragged rows before the temperature, which is what calibration needs. As `score`."""
         logits_of_all = np.empty((len(offsets) - 1, self._network.config.num_classes), np.float32)
 
         def keep(rows: npt.NDArray[np.int64], logits: Tensor, weights: Tensor) -> None:
@@ -84,9 +80,7 @@ class TorchEngine:
             with torch.inference_mode():
                 keep(rows, *self._network(self._to_device(token_ids), self._to_device(lengths)))
 
-        batches = plan_batches(
-            np.diff(offsets), max_tokens=MAX_TOKENS[self.device], max_rows=MAX_ROWS[self.device]
-        )
+        batches = plan_batches(np.diff(offsets), max_tokens=MAX_TOKENS[self.device], max_rows=MAX_ROWS[self.device])
         for _ in self._workers.map(forward, batches):
             pass
 

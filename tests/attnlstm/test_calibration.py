@@ -1,0 +1,56 @@
+"""The temperature that was there is found again, within its bounds."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from attnlstm.calibration import fit_temperature
+
+
+def overconfident(temperature: float, num_rows: int = 20_011) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are `temperature` times too large for their labels."""
+    rng = np.random.default_rng(61)
+    honest = rng.normal(size=(num_rows, 5)) * 2
+    labels = (honest + rng.gumbel(size=honest.shape)).argmax(axis=1)
+    return (honest * temperature).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_the_temperature_is_recovered(temperature: float) -> None:
+    assert fit_temperature(*overconfident(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+def test_it_is_the_minimum_of_the_log_loss() -> None:
+    logits, labels = overconfident(2.0, num_rows=307)
+
+    def loss(temperature: float) -> float:
+        return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(307), labels].mean()
+
+    expected = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}).x
+    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_that_say_nothing_about_it_end_at_a_bound() -> None:
+    logits = np.array([[4.0, 0.0], [0.0, 4.0]])
+    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.05)
+    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(20.0)
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    logits, labels = overconfident(2.0, num_rows=307)
+    logits += 1e6
+    assert 0.05 <= fit_temperature(logits * 1e6, labels) <= 20.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((0, 2)), np.zeros(0, int), "N > 0"),
+        (np.zeros((3, 2)), np.zeros(2, int), r"got \(3, 2\) and \(2,\)"),
+        (np.array([[np.nan, 1.0]]), np.zeros(1, int), "logits must be finite"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_temperature(logits, labels)
