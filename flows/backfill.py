@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from flows.classify import classify
 from storage.errors import SourceError
-from storage.location import Location
+from storage.location import Location, below
 from storage.output import Output
 from storage.pending import Mode
 from storage.source import find_source
@@ -55,7 +55,7 @@ def backfill(
     settings = {name: value for name, value in recorded.items() if name in classify.parameters.properties}
     table = []
     for day in days:
-        place = f"{source.rstrip('/')}/{partition}={day.isoformat()}"
+        place = below(source, f"{partition}={day.isoformat()}")
         try:
             find_source(place)
         except SourceError as error:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from flows.report import publish_report
 from flows.scoring import ScoredShard, ScoringJob, ignore_rows, load_checkpoint, score_bundle
 from storage.columns import Columns
 from storage.errors import SourceError
-from storage.location import Location
+from storage.location import Location, without_credentials
 from storage.lock import only_run
 from storage.manifest import FailureRecord, RunManifest, write_manifest
 from storage.orphans import clear_superseded
@@ -38,7 +38,7 @@ _MAX_TASK_RUNS = 200
 
 
 def _run_name() -> str:
-    return f"classify {flow_run.parameters['source']} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    return f"classify {without_credentials(flow_run.parameters['source'])} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
 @flow(name="classify", flow_run_name=_run_name)
@@ -117,10 +117,10 @@ def classify(
         # Before the output is touched: one error if the checkpoint can't be used, not one a shard.
         engine = load_checkpoint(job, stored).engine
         outcome.engine = f"{engine.name} on {engine.device}"
-        with only_run(place.root, str(flow_run.name)):
+        with only_run(place.root, str(flow_run.name)) as hold:
             place.prepare(str(found.root))
             clear_superseded(place, plan)
-            _score(job, pending, outcome)
+            _score(replace(job, output=replace(place, hold=hold)), pending, outcome)
     manifest = RunManifest(
         run_id=str(flow_run.id),
         run_name=str(flow_run.name),

@@ -458,25 +458,32 @@ def _differences(
     chosen: positions in the shard, sorted.
     """
     settings = examined.output.settings
-    # What decides whether a row can be scored was checked before; here those that have scores count.
+    # Which rows can be scored was checked before; here those that have scores count.
     rules = TokenRules(2**31, settings.max_tokens, settings.long_rows)
     for piece in read_side_by_side(examined.source.root, examined.output, shard):
-        inside = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.source.num_rows)]
-        places = pa.array(inside - piece.first)
-        predictions = piece.predictions.take(places)
-        has_scores = predictions["error"].is_null()
-        at = inside[has_scores.to_numpy()]
-        if not len(at):
+        inside = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.source.num_rows)] - piece.first
+        places = inside[piece.predictions["error"].is_null().to_numpy()[inside]]
+        if not len(places):
             continue
-        rows = decode_tokens(piece.source.take(places).filter(has_scores)[settings.columns.tokens], rules)
-        scores = engine.score(rows.values, rows.offsets)
-        written = pc.list_flatten(predictions.filter(has_scores)["probabilities"]).to_numpy()
+        rows = decode_tokens(piece.source[settings.columns.tokens], rules)
+        usable = np.cumsum(rows.usable)[places] - 1
+        sequences = [rows.values[rows.offsets[row] : rows.offsets[row + 1]] for row in usable]
+        offsets = np.cumsum([0, *map(len, sequences)])
+        scores = engine.score(np.concatenate(sequences), offsets)
+        written = pc.list_flatten(piece.predictions["probabilities"].take(pa.array(places))).to_numpy()
         differences = np.abs(written.reshape(scores.probabilities.shape) - scores.probabilities).max(axis=1)
-        yield from ((int(row), "predictions", float(each)) for row, each in zip(at, differences, strict=True))
+        yield from _each(piece.first + places, "predictions", differences)
         if piece.attention is not None:
-            attention = piece.attention.take(places).filter(has_scores)
-            differences = _weight_differences(attention, scores.attention_weights, rows.offsets)
-            yield from ((int(row), "attention", float(each)) for row, each in zip(at, differences, strict=True))
+            attention = piece.attention.select(piece.attention.column_names[1:]).take(pa.array(places))
+            differences = _weight_differences(attention, scores.attention_weights, offsets)
+            yield from _each(piece.first + places, "attention", differences)
+
+
+def _each(
+    rows: npt.NDArray[np.int64], kind: str, differences: npt.NDArray[np.float32]
+) -> Iterator[tuple[int, str, float]]:
+    for row, difference in zip(rows.tolist(), differences.tolist(), strict=True):
+        yield row, kind, difference
 
 
 def _weight_differences(
@@ -520,8 +527,7 @@ def _show_removed(found: list[Orphan], output: Output, dry_run: bool, as_json: b
         return
     verb = "would remove" if dry_run else "removed"
     for each in found:
-        made = f", made from {each.input}" if each.input else ""
-        _out.print(f"{verb if each.removable else 'left'}  {escape(f'{each.path} ({each.reason}{made})')}")
+        _out.print(f"{verb if each.removable else 'left'}  {escape(f'{each.path} ({each.why})')}")
     size = _bytes(sum(each.num_bytes for each in found if each.removable))
     _out.print(f"{verb.capitalize()} {_count(len(removed), 'file')} of {size}." if found else "Nothing to remove.")
 

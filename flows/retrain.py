@@ -14,6 +14,7 @@ from pydantic import Field
 from flows.faults import is_transient
 from flows.progress import RunProgress, current_progress, showing
 from flows.training import LabelledSource, Verdict, judge_checkpoint, train_checkpoint
+from storage.location import without_credentials
 from storage.registry import CHAMPION, Registry
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _run_name() -> str:
-    return f"retrain {flow_run.parameters['source']} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    return f"retrain {without_credentials(flow_run.parameters['source'])} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
 @flow(name="retrain", flow_run_name=_run_name)
@@ -51,7 +52,7 @@ def retrain(
         seed: Seed of weights, order and dropout; the same seed gives the same weights on the same machine.
     """
     labelled = LabelledSource(source, tokens_column, label_column, group_column)
-    progress = RunProgress("training", 1, artifact="retrain-progress", description=f"Training on {source}")
+    progress = RunProgress("training", 1, artifact="retrain-progress", description=f"Training on {labelled.place}")
     with showing(progress):
         version = train_task(
             labelled, registry, attention, {"epochs": epochs, "max_seconds": max_seconds, "seed": seed}
@@ -64,7 +65,7 @@ def retrain(
     )
 
 
-@task(name="train", task_run_name="train on {labelled.source}", retries=1, retry_condition_fn=is_transient)
+@task(name="train", task_run_name="train on {labelled.place}", retries=1, retry_condition_fn=is_transient)
 def train_task(labelled: LabelledSource, registry: str, attention: str, options: dict[str, Any]) -> str:
     """Train and publish a checkpoint; returns its version."""
     from attnlstm.training import TrainingSettings

@@ -13,6 +13,7 @@ import numpy as np
 
 from storage.errors import SourceError
 from storage.labelled import LabelledRows, read_labelled
+from storage.location import without_credentials
 from storage.registry import Registry, StoredCheckpoint
 from storage.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
 
@@ -32,6 +33,11 @@ class LabelledSource:
     label_column: str = "label"
     group_column: str = "group"
 
+    @property
+    def place(self) -> str:
+        """The source, for names and records."""
+        return without_credentials(self.source)
+
     def read(self) -> LabelledRows:
         """Raises SourceError unless every side of the split has rows, and the train side every class."""
         rows = read_labelled(
@@ -44,7 +50,7 @@ class LabelledSource:
         if min(counts) == 0:
             sides = ", ".join(f"{name} {count}" for name, count in zip(SPLIT_NAMES, counts, strict=True))
             raise SourceError(
-                f"The source {self.source} has too few labelled rows to split by {rows.split_by}: {sides}. "
+                f"The source {self.place} has too few labelled rows to split by {rows.split_by}: {sides}. "
                 "Every side needs rows; give more of them, or more groups."
             )
         return rows
@@ -147,6 +153,7 @@ def _describe(labelled: LabelledSource, rows: LabelledRows) -> dict[str, Any]:
     sides = (TRAIN, VALIDATION, TEST)
     return {
         **asdict(labelled),
+        "source": labelled.place,
         "num_files": rows.num_files,
         "num_unlabelled": rows.num_unlabelled,
         "num_unusable": rows.num_unusable,

@@ -88,7 +88,8 @@ def read_labelled(
     if len(classes) < 2:
         only = f"only {classes[0]!r}" if classes else "no label at all"
         raise SourceError(
-            f"The source {source} has {only} in column {label_column!r}; training needs two classes or more."
+            f"The source {found.root / found.scope} has {only} in column {label_column!r}; "
+            "training needs two classes or more."
         )
     lengths = np.concatenate([part.lengths for part in parts])
     return LabelledRows(
@@ -165,12 +166,10 @@ def _check_label_type(field: pa.Field) -> None:
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
     """One array, integers as int64 and everything else as text."""
-    is_dictionary = pt.is_dictionary(column.type)
-    kind = pa.int64() if pt.is_integer(column.type.value_type if is_dictionary else column.type) else pa.large_string()
-    if not is_dictionary:
-        return column.cast(kind).combine_chunks()
-    chunks = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks]
-    return pa.chunked_array(chunks, kind).combine_chunks()
+    if pt.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    column = column.cast(pa.int64() if pt.is_integer(column.type) else pa.large_string())
+    return column.combine_chunks()
 
 
 def _common_type(labels: list[pa.Array]) -> pa.DataType:

@@ -4,14 +4,17 @@ Owns the mapping from what users type (a path or a URI) to a pyarrow filesystem,
 this project puts a file in place. Knows nothing about what is inside the files.
 """
 
+import ctypes
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,7 +23,8 @@ from storage.errors import SourceError
 
 # Unfinished files are dotted, so readers that glob or follow Hive's rules pass over them.
 TEMPORARY_SUFFIX = ".tmp"
-_COPY_CHUNK_BYTES = 8 << 20
+# Arrow cuts it into parts of 10 MB, which go up side by side.
+_UPLOAD_CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Location:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
             scheme = text.split("://")[0]
+            reason = str(error).replace(text, without_credentials(text))
             raise SourceError(
-                f"{scheme}:// is not a location that can be opened here ({error}). "
+                f"{scheme}:// is not a location that can be opened here ({reason}). "
                 "Use a path, or a URI that pyarrow.fs understands (file://, s3://, gs://, abfs://, hdfs://)."
             ) from error
         return cls(filesystem, path.rstrip("/"))
@@ -105,7 +110,8 @@ class Location:
 
         On a local disk the file is written beside its target, flushed to the disk and renamed. For an object
         store it is written to a local temporary folder and put with one upload, which the store makes visible
-        only when complete. If the block raises, nothing appears and what was there before stays.
+        only when complete. If the block raises, nothing appears and what was there before stays. The parts of an
+        upload that was broken off are not visible; a lifecycle rule of the bucket can remove them.
         """
         if self.is_local:
             target = Path(self.path)
@@ -125,12 +131,42 @@ class Location:
             self._upload(temporary)
 
     def _upload(self, local: Path) -> None:
-        # Not a `with` block for the upload: leaving one on an error would complete a partial object.
-        upload = self.filesystem.open_output_stream(self.path)
+        # In a thread, where no Ctrl-C arrives: it would drop the stream, and so complete the object (see `_put`).
+        with ThreadPoolExecutor(1, "upload") as pool:
+            pool.submit(_put, local, self).result()
+
+
+def _put(local: Path, place: Location) -> None:
+    """Upload a file, whole or not at all.
+
+    `pyarrow.fs.copy_files` is no way to do it: in pyarrow 26 it takes no notice of an upload that fails at its end.
+    """
+    upload = place.filesystem.open_output_stream(place.path)
+    try:
         with local.open("rb") as content:
-            while chunk := content.read(_COPY_CHUNK_BYTES):
+            while chunk := content.read(_UPLOAD_CHUNK_BYTES):
                 upload.write(chunk)
+                upload.flush()  # Arrow queues parts without a limit, each with a copy of its bytes
         upload.close()
+    except BaseException:
+        # Arrow's destructor completes the object with the parts that it has, and nothing within reach aborts an upload.
+        # So the stream is never destroyed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(upload))
+        raise
+
+
+def below(place: str, relative: str) -> str:
+    """What lies below a path or URI as typed; a URI keeps its query."""
+    address, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return f"{address.rstrip('/')}/{relative}{mark}{query}"
+
+
+def without_credentials(place: str) -> str:
+    """A path or URI as typed, for names and messages: of a URI, what comes before `@` and after `?` is left out."""
+    if "://" not in place:
+        return place
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _flush(path: Path) -> None:

@@ -1,59 +1,186 @@
 """One run at a time on one output.
 
 On a local disk the operating system holds the lock and lets go of it when the process ends, however it ends, so
-a killed run never blocks the next one. Object stores have no locks; there each file is put in place whole, and
-the stamps in the footers tell files of different makings apart (`storage.pending`).
+a killed run never blocks the next one.
+
+Object stores have no locks, so there a run holds a lease: OUTPUT/.leases/<random>.json, which it writes again and
+again for as long as it is at work. A run first writes its own lease and then lists the folder; if another live one is
+there, it removes its own and is refused. Since each writes before it lists, and lists show every write that was
+completed before (S3, GCS and Azure promise that), two runs never both go on; starting in the same instant, both
+may be refused. A lease that was not renewed for `live_seconds` is of a run that was killed, and is removed. Whether it
+was is told from the store's own time stamps only, so clocks need not agree.
 """
 
 import json
 import os
+import secrets
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs as pafs
 from filelock import FileLock, Timeout
 
 from storage.errors import OutputError
 from storage.location import Location
 
+# A killed run blocks the next one for this long. Several renewals fit in, so that a store that is slow or away for
+# half a minute costs no run its lease.
+LIVE_SECONDS = 90.0
+RENEW_SECONDS = 15.0
+# Of LIVE_SECONDS, when a holder that could not renew gives up: before others may take it for dead, with a margin for
+# time stamps in whole seconds.
+_GIVE_UP = 2 / 3
+
 _LOCK = ".lock"
 _HOLDER = ".lock-holder.json"
+_LEASES = ".leases"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A run's hold on an output. Small and without state, so that it can travel to any worker of the run."""
+
+    output: Location
+    lease: Location | None = None
+
+    def check(self) -> None:
+        """To be called before each commit. Raises OutputError if the hold was lost, so that the run must stop.
+
+        A lease is lost if the run was silent for so long that another one may have taken it for dead. (On a local disk
+        nothing can take the lock away.)
+        """
+        if self.lease is not None and not self.lease.is_file():
+            raise OutputError(
+                f"This run has lost its hold on {self.output}: the store was not reached for too long, and another "
+                "run may be writing there now. Run the same command again to score what is missing."
+            )
 
 
 @contextmanager
-def only_run(output: Location, run: str) -> Iterator[None]:
-    """Hold `output` for the run named `run`. Raises OutputError, which says who holds it, if another run does."""
-    if not output.is_local:
-        yield
+def only_run(
+    output: Location, run: str, *, live_seconds: float = LIVE_SECONDS, renew_seconds: float = RENEW_SECONDS
+) -> Iterator[Hold]:
+    """Hold `output` for the run named `run`. Raises OutputError, which says who holds it, if another run does.
+
+    live_seconds, renew_seconds: of leases in object stores, as above; the same for all runs on one output.
+    """
+    who = {
+        "run": run,
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if output.is_local:
+        with _locked(Path(output.path), who):
+            yield Hold(output)
         return
-    folder = Path(output.path)
+    with _leased(output, who, live_seconds, renew_seconds) as lease:
+        yield Hold(output, lease)
+
+
+@contextmanager
+def _locked(folder: Path, who: dict[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
+    holder = Location.parse(folder) / _HOLDER
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(
-            f"Another run is writing to {output}: {_holder(folder)}. Wait until it ends, or write to another folder."
+            f"Another run is writing to {folder}: {_holder(holder)}. Wait until it ends, or write to another folder."
         ) from None
     try:
-        holder = {
-            "run": run,
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        (output / _HOLDER).write_bytes(json.dumps(holder).encode())
+        holder.write_bytes(json.dumps(who).encode())
         yield
     finally:
-        (folder / _HOLDER).unlink(missing_ok=True)
+        holder.delete()
         lock.release()
 
 
-def _holder(folder: Path) -> str:
+@contextmanager
+def _leased(output: Location, who: dict[str, Any], live_seconds: float, renew_seconds: float) -> Iterator[Location]:
+    lease = output / f"{_LEASES}/{secrets.token_hex(8)}.json"
+    heartbeat = _Heartbeat(lease, json.dumps(who).encode(), live_seconds, renew_seconds)
+    heartbeat.start()
     try:
-        holder = json.loads((folder / _HOLDER).read_text())
+        _refuse_company(output, lease, live_seconds)
+        yield lease
+    finally:
+        heartbeat.stop()
+        with suppress(OSError):  # the store is away: the lease will run out
+            lease.delete()
+
+
+def _refuse_company(output: Location, lease: Location, live_seconds: float) -> None:
+    """Raises OutputError if there is a live lease besides `lease`; removes those that have run out."""
+    infos = {info.path: info for info in (output / _LEASES).walk() if info.type == pafs.FileType.File}
+    if lease.path not in infos:
+        raise OutputError(f"{lease} vanished as soon as it was written. Run the same command again.")
+    now = infos.pop(lease.path).mtime_ns
+    for path, info in infos.items():
+        other = Location(output.filesystem, path)
+        age = max(0.0, (now - info.mtime_ns) / 1e9)
+        if age < live_seconds:
+            raise OutputError(
+                f"Another run is writing to {output}: {_holder(other)}, last sign of life {age:.0f} s ago. Wait until "
+                f"it ends, or write to another folder. If it was killed, its hold ends {live_seconds:.0f} s after that."
+            )
+        other.delete()
+
+
+class _Heartbeat:
+    """Writes a lease, again and again, from a thread of its own; a process that is killed stops doing so."""
+
+    def __init__(self, lease: Location, content: bytes, live_seconds: float, renew_seconds: float) -> None:
+        self._lease = lease
+        self._content = content
+        self._renew_seconds = renew_seconds
+        self._give_up_seconds = live_seconds * _GIVE_UP
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._written = 0.0
+
+    def start(self) -> None:
+        self._written = time.monotonic()
+        self._lease.write_bytes(self._content)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._renew_seconds):
+            try:
+                if not self._renew():
+                    return
+            except OSError:
+                continue  # the store is away; the next beat tries again, and says if it was away for too long
+
+    def _renew(self) -> bool:
+        """False if the lease is lost, and then it is gone."""
+        began = time.monotonic()
+        if not self._lease.is_file():
+            return False
+        self._lease.write_bytes(self._content)
+        # Another run may have removed the lease before it was written again, and be at work.
+        if time.monotonic() - self._written > self._give_up_seconds:
+            self._lease.delete()
+            return False
+        self._written = began
+        return True
+
+
+def _holder(location: Location) -> str:
+    try:
+        holder = json.loads(location.read_bytes())
         return f"run {holder['run']}, process {holder['process']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it has not said who it is"

@@ -44,6 +44,11 @@ class Orphan:
     num_bytes: int
 
     @property
+    def why(self) -> str:
+        """The reason in a message."""
+        return f"superseded, {self.input} is cut otherwise now" if self.reason == "superseded" else self.reason
+
+    @property
     def removable(self) -> bool:
         return self.reason != "unknown origin"
 

@@ -20,6 +20,7 @@ from storage.columns import Columns
 from storage.errors import FileError, OutputError
 from storage.footer import read_footer
 from storage.location import Location
+from storage.lock import Hold
 from storage.shards import Shard, ShardLimits
 
 FORMAT_VERSION = 1
@@ -116,10 +117,11 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Output:
-    """An output folder and the settings it is, or will be, made with."""
+    """An output folder and the settings it is, or will be, made with. hold: that of the run that writes to it."""
 
     root: Location
     settings: OutputSettings
+    hold: Hold | None = None
 
     def predictions(self, name: str) -> Location:
         return self.root / f"predictions/{name}"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.columns import Columns
 from storage.errors import FileError
+from storage.lock import Hold
 from storage.output import STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.ragged import top_of_rows
 from storage.shards import Shard
@@ -44,8 +45,11 @@ class Scorer:
 def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["ShardWriter"]:
     """Yields a writer; when the block ends well, the shard's files appear, attention first.
 
-    If the block raises, or not every row was written, nothing appears.
+    If the block raises, or not every row was written, nothing appears. Raises OutputError if the run has lost its hold
+    on the output.
     """
+    hold = output.hold or Hold(output.root)
+    hold.check()  # before the work, and again after it
     stamp = Stamp.of(shard, scorer.checkpoint, scorer.digest, output.settings)
     with ExitStack() as stack:
         # Left in reverse: the predictions, entered first, are put in place last. That rename is the commit.
@@ -57,6 +61,7 @@ def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["Shard
         try:
             yield writer
             writer.finish()
+            hold.check()
         finally:
             writer.close()
 

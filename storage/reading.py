@@ -15,6 +15,8 @@ from storage.shards import Shard
 
 # Rows decoded at once. Small, since a row can be large and footers do not tell (dictionary pages hide it).
 _DECODE_ROWS = 1024
+_CHANGED = "changed while the run was on; run the same command again to score what it holds now"
+_VANISHED = "vanished while the run was on"
 
 
 def shard_footer(root: Location, shard: Shard) -> Footer:
@@ -22,9 +24,9 @@ def shard_footer(root: Location, shard: Shard) -> Footer:
     try:
         footer = read_footer(root / shard.file)
     except FileNotFoundError:
-        raise FileError("vanished while the run was on") from None
+        raise FileError(_VANISHED) from None
     if footer.fingerprint != shard.fingerprint:
-        raise FileError("changed while the run was on; run the same command again to score what it holds now")
+        raise FileError(_CHANGED)
     return footer
 
 
@@ -39,7 +41,7 @@ def read_shard(
     """
     footer = shard_footer(root, shard)
     num_rows = 0
-    for table in _gather(_decode(root / shard.file, footer, shard, columns), chunk_rows, chunk_bytes):
+    for table in _gather(_decode(root, footer, shard, columns), chunk_rows, chunk_bytes):
         num_rows += table.num_rows
         yield table
     if not num_rows:
@@ -48,21 +50,71 @@ def read_shard(
         raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")
 
 
-def _decode(location: Location, footer: Footer, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    location = root / shard.file
     row_groups = list(range(shard.first_row_group, shard.end_row_group))
     if not row_groups:
         return
+    reads = None
     try:
-        with location.filesystem.open_input_file(location.path) as source:
+        with location.filesystem.open_input_file(location.path) as file:
+            reads = _Reads(file)
             # Without `pre_buffer` memory stays flat on files of any size. Checksums are looked at where a file has any.
-            file = pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
-            yield from file.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
+            parquet = pq.ParquetFile(reads, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
+            yield from parquet.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
     except FileNotFoundError:
-        raise FileError("vanished while the run was on") from None
+        raise FileError(_VANISHED) from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's own word: it may pass, unlike a page that can't be decoded
+        if reads is None:
+            raise  # it could not even be opened
+        if reads.fault is not None:
+            if not location.is_file():  # an object store says so in words only
+                raise FileError(_VANISHED) from None
+            raise reads.fault from None
+        shard_footer(root, shard)
         raise FileError(f"damaged: {str(error).splitlines()[0]}") from error
+    shard_footer(root, shard)  # what was overwritten meanwhile may have been read as if it were the old file
+
+
+class _Reads:
+    """A file for Arrow to read that keeps the error of a read that failed.
+
+    Arrow's own exceptions do not tell a fault of the disk or the network, which may pass, from bytes that came through
+    and can't be decoded: both are an OSError without an errno.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self.fault: OSError | None = None
+
+    def read(self, num_bytes: int | None = None) -> pa.Buffer:
+        try:
+            return self._file.read_buffer(num_bytes)
+        except OSError as error:
+            self.fault = error
+            raise
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return int(self._file.seek(position, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
 
 
 def _gather(batches: Iterator[pa.RecordBatch], chunk_rows: int, chunk_bytes: int) -> Iterator[pa.Table]:

@@ -117,10 +117,10 @@ class Registry:
                     f"The registry {self.root} has no champion. Train one with `attnlstm retrain SOURCE "
                     f"--registry {self.root}`, or name a checkpoint."
                 )
-            return read_checkpoint(self._folder(alias.version), alias.version)
+            return self._read_version(alias.version)
         folder = self._folder(checkpoint)
         if "/" not in checkpoint and folder.is_folder():
-            return read_checkpoint(folder, checkpoint)
+            return self._read_version(checkpoint)
         folder = Location.parse(checkpoint)
         if not folder.is_folder():
             known = ", ".join(self.versions()[-5:]) or "none"
@@ -129,6 +129,16 @@ class Registry:
                 "and no folder."
             )
         return read_checkpoint(folder, folder.name)
+
+    def _read_version(self, version: str) -> StoredCheckpoint:
+        folder = self._folder(version)
+        stored = read_checkpoint(folder, version)
+        if not stored.card:
+            raise RegistryError(
+                f"The checkpoint {folder} is incomplete: it has no {_CARD}, which is written last. "
+                "Choose another version, or train again."
+            )
+        return stored
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:

@@ -86,7 +86,10 @@ def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
     base = Location(place.filesystem, root)
     below = f"{scope}/" if scope else ""
     try:
-        expression = re.compile(re.escape(below) + _glob_expression(pattern[len(fixed) :].lstrip("/")))
+        wanted = pattern[len(fixed) :].lstrip("/")
+        if "://" in pattern:
+            wanted = unquote(wanted)  # as `Location.parse` does with the part before it
+        expression = re.compile(re.escape(below) + _glob_expression(wanted))
     except re.error as error:
         raise SourceError(f"The source {pattern} is no valid pattern: {error}.") from None
     files = _files_below(base, place, lambda relative: bool(expression.fullmatch(relative)))

@@ -1,13 +1,18 @@
-"""What the tests share: an environment of their own, one Prefect server, the small real datasets.
+"""What the tests share: an environment of their own, one Prefect server, one S3 server, the small real datasets.
 
 Knows nothing about the packages under test, and imports neither torch nor Prefect until a test asks.
 """
 
 import atexit
+import itertools
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +50,49 @@ def prefect_server() -> Iterator[str]:
         url = get_current_settings().api.url
         assert url is not None
         yield str(url)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The host and port of an S3 server of moto. AWS's variables name its credentials, for subprocesses as well."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # A process of its own: Arrow's calls that keep Python's lock would wait for a server in this one for ever.
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while server.poll() is None and time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            else:
+                pytest.fail("moto's server did not start: .venv/bin/python -m moto.server says why")
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+_buckets = itertools.count()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> Callable[[str], str]:
+    """s3(path): the URI of a path in a bucket of the test's own, which is there and empty."""
+    import pyarrow.fs as pafs
+
+    bucket = f"test-{next(_buckets)}"
+    query = f"endpoint_override={s3_server}&scheme=http&region=us-east-1"
+    pafs.FileSystem.from_uri(f"s3://{bucket}?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
+    return lambda path: f"s3://{bucket}/{path}?{query}"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,182 @@
+"""deployments/prefect.yaml: nothing in it is ignored, and what it describes runs on a real server and worker."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from prefect import Flow
+from prefect.cli.deploy._models import ConcurrencyLimitSpec, DeploymentConfig, PrefectYamlModel, WorkPoolConfig
+from prefect.cli.deploy._models import RawScheduleConfig as ScheduleConfig
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments import run_deployment
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+from pydantic import BaseModel
+
+from attnlstm.checkpoint import to_files
+from attnlstm.config import ModelConfig
+from attnlstm.network import AttentionLSTM
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
+NAMES = ("classify", "backfill", "retrain")
+
+# `definitions` holds YAML anchors, which are resolved before Prefect reads a key.
+OURS = {"definitions"}
+
+
+def _read() -> dict[str, Any]:
+    return dict(yaml.safe_load(PREFECT_YAML.read_text(encoding="utf-8")))
+
+
+def _deployments() -> dict[str, dict[str, Any]]:
+    return {deployment["name"]: deployment for deployment in _read()["deployments"]}
+
+
+def _unknown(model: type[BaseModel], given: dict[str, Any], where: str) -> Iterator[str]:
+    known = set(model.model_fields) | {field.alias for field in model.model_fields.values()}
+    yield from (f"{where}{key}" for key in given if key not in known)
+
+
+def test_file_has_no_key_that_prefect_would_pass_over_in_silence() -> None:
+    read = _read()
+    unknown = [*_unknown(PrefectYamlModel, {key: read[key] for key in read if key not in OURS}, "")]
+    for name, deployment in _deployments().items():
+        unknown += _unknown(DeploymentConfig, deployment, f"{name}.")
+        unknown += _unknown(WorkPoolConfig, deployment["work_pool"], f"{name}.work_pool.")
+        unknown += _unknown(ConcurrencyLimitSpec, deployment["concurrency_limit"], f"{name}.concurrency_limit.")
+        for schedule in deployment.get("schedules", []):
+            unknown += _unknown(ScheduleConfig, schedule, f"{name}.schedules.")
+
+    assert unknown == []
+    PrefectYamlModel.model_validate(read)
+
+
+@pytest.fixture(params=NAMES)
+def deployment(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return _deployments()[request.param]
+
+
+def test_entrypoint_is_the_flow_of_its_name_and_takes_the_parameters(
+    deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+    flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+
+    assert flow.name == deployment["name"]
+    assert set(deployment["parameters"]) <= set(parameter_schema(flow).properties)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A labelled source of two dates, a checkpoint, and where outputs are to be."""
+    root = tmp_path_factory.mktemp("deployed")
+    random = np.random.default_rng(43)
+    for date in ("2026-11-01", "2026-11-02"):
+        labels = ["low", "high"] * 40
+        tokens = [bytes(random.integers(0, 128, 9).tolist()) for _ in labels]
+        tokens = [
+            row if label == "low" else bytes(b + 128 for b in row) for row, label in zip(tokens, labels, strict=True)
+        ]
+        (root / "source" / f"date={date}").mkdir(parents=True)
+        pq.write_table(
+            pa.table({"tokens": tokens, "label": labels}), root / "source" / f"date={date}" / "part-0.parquet"
+        )
+    torch.manual_seed(47)
+    (root / "checkpoint").mkdir()
+    for name, content in to_files(AttentionLSTM(ModelConfig(classes=("high", "low")))).items():
+        (root / "checkpoint" / name).write_bytes(content)
+    return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "registry")}
+
+
+def _prefect(url: str, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: str) -> str:
+    """All deployments on the tests' server, by the commands that the file gives, with schedules that rest."""
+    _prefect(prefect_server, "work-pool", "create", "attnlstm", "--type", "process")
+    _prefect(
+        prefect_server, "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML.relative_to(REPOSITORY))
+    )
+    with get_client(sync_client=True) as client:
+        for name in NAMES:
+            found = client.read_deployment_by_name(f"{name}/{name}")
+            for schedule in found.schedules:
+                # Else a test on the hour would have the worker run the demo's places.
+                client.update_deployment_schedule(found.id, schedule.id, active=False)
+    return prefect_server
+
+
+@pytest.mark.slow
+def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(deployed: str) -> None:
+    with get_client(sync_client=True) as client:
+        found = {name: client.read_deployment_by_name(f"{name}/{name}") for name in NAMES}
+
+    schedules = {name: [each.schedule for each in found[name].schedules] for name in NAMES}
+    assert schedules["backfill"] == []
+    for name, cron in (("classify", "0 * * * *"), ("retrain", "0 3 * * 0")):
+        (schedule,) = schedules[name]
+        assert isinstance(schedule, CronSchedule)
+        assert (schedule.cron, schedule.timezone) == (cron, "UTC")
+    for name, deployment in found.items():
+        assert deployment.work_pool_name == "attnlstm"
+        assert deployment.description == _deployments()[name]["description"]
+        assert deployment.parameters == _deployments()[name]["parameters"]
+        assert deployment.enforce_parameter_schema
+        assert deployment.global_concurrency_limit is not None
+        assert deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options is not None
+        assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
+
+
+@pytest.mark.slow
+def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -> None:
+    text = {name: str(path) for name, path in places.items()}
+    scoring = {"source": text["source"], "checkpoint": text["checkpoint"], "registry": text["registry"]}
+    parameters: dict[str, dict[str, Any]] = {
+        "classify": {**scoring, "output": text["output"]},
+        "backfill": {**scoring, "output": text["backfilled"], "start": "2026-11-02", "end": "2026-11-03"},
+        "retrain": {"source": text["source"], "registry": text["registry"], "epochs": 2},
+    }
+    runs: dict[str, Any] = {
+        name: run_deployment(f"{name}/{name}", parameters=parameters[name], timeout=0) for name in NAMES
+    }
+
+    _prefect(deployed, "worker", "start", "--pool", "attnlstm", "--run-once")
+
+    with get_client(sync_client=True) as client:
+        states = {name: client.read_flow_run(run.id).state for name, run in runs.items()}
+    assert {name: state and (state.name, state.message) for name, state in states.items()} == {
+        "classify": ("Completed", "160 rows in 2 shards scored, 0 with errors; 0 shards were up to date."),
+        "backfill": ("Completed", "1 of 2 dates completed, 1 without input."),
+        "retrain": ("Completed", states["retrain"] and states["retrain"].message),
+    }
+    assert sum(pq.read_metadata(path).num_rows for path in (places["output"] / "predictions").rglob("*.parquet")) == 160
+    assert [path.parent.name for path in (places["backfilled"] / "predictions").rglob("*.parquet")] == [
+        "date=2026-11-02"
+    ]
+    (checkpoint,) = (places["registry"] / "checkpoints").iterdir()
+    assert (checkpoint / "card.json").is_file()

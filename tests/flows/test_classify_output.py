@@ -1,0 +1,263 @@
+"""What a classify run leaves: files that analysts read, the manifest, and what Prefect's page shows.
+
+All of it is read from one run, with other readers and other arithmetic than those that wrote it.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from safetensors.torch import load_file
+from torch import nn
+
+from flows.classify import classify
+
+NUM_CHECKED = 300
+Row = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def _read(root: Path, name: str) -> pa.Table:
+    return pq.read_table(root / name, partitioning=None)
+
+
+def _joined(dataset: Path, output: Path) -> list[dict[str, Any]]:
+    """Tokens, prediction and attention of every row, put side by side by file and position."""
+    rows = []
+    for name in _names(dataset):
+        tables = (_read(root, name) for root in (dataset, output / "predictions", output / "attention"))
+        rows += [a | b | c for a, b, c in zip(*(table.to_pylist() for table in tables), strict=True)]
+    return rows
+
+
+def test_output_has_a_file_of_each_kind_for_every_input_and_nothing_unfinished(scored: Any, dataset: Path) -> None:
+    names = _names(dataset)
+    run_id = scored.manifest.run_id
+
+    visible = [name for name in _names(scored.output) if not name.startswith(".lock")]
+    assert visible == sorted(
+        ["_dataset.json", f"runs/{run_id}.json"]
+        + [f"{kind}/{name}" for kind in ("predictions", "attention") for name in names]
+    )
+
+
+def test_every_row_comes_out_once_in_order_with_its_kept_columns(scored: Any, dataset: Path) -> None:
+    for name in _names(dataset):
+        given, predictions = _read(dataset, name), _read(scored.output / "predictions", name)
+
+        assert predictions.column_names == [
+            *("id", "origin", "number", "label"),
+            *("prediction", "score", "probabilities", "num_tokens", "truncated", "error", "checkpoint"),
+        ]
+        for column in ("id", "origin", "number", "label"):
+            assert predictions[column].equals(given[column])
+        assert _read(scored.output / "attention", name)["id"].equals(given["id"])
+
+
+def test_rows_without_tokens_get_an_error_and_no_prediction(scored: Any, dataset: Path) -> None:
+    for name in _names(dataset):
+        predictions = _read(scored.output / "predictions", name)
+        attention = _read(scored.output / "attention", name)
+
+        assert predictions["error"].to_pylist() == ["tokens are null", "no tokens"] + [None] * (len(predictions) - 2)
+        assert predictions["num_tokens"].to_pylist()[:2] == [None, 0]
+        for column in ("prediction", "score", "probabilities"):
+            is_null = predictions[column].is_null().to_pylist()
+            assert is_null == [True, True] + [False] * (len(predictions) - 2)
+        assert attention["weights"].is_null().to_pylist() == is_null
+
+
+def test_prediction_is_the_class_of_the_largest_probability(scored: Any, dataset: Path) -> None:
+    for name in _names(dataset):
+        table = _read(scored.output / "predictions", name)
+        classes = json.loads(table.schema.metadata[b"classes"])
+        usable = table.filter(table["error"].is_null())
+        probabilities = np.array(usable["probabilities"].to_pylist())
+
+        assert classes == ["digits", "high", "letters"]
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_array_equal(usable["score"].to_numpy(), probabilities.max(axis=1).astype(np.float32))
+        assert usable["prediction"].to_pylist() == [classes[place] for place in probabilities.argmax(axis=1)]
+
+
+def test_attention_of_a_row_has_a_weight_for_each_token_and_sums_to_one(scored: Any, dataset: Path) -> None:
+    rows = [row for row in _joined(dataset, scored.output) if row["error"] is None]
+
+    assert len(rows) == 412
+    assert [len(row["weights"]) for row in rows] == [len(row["tokens"]) for row in rows]
+    assert [row["num_tokens"] for row in rows] == [len(row["tokens"]) for row in rows]
+    np.testing.assert_allclose([sum(row["weights"]) for row in rows], 1, atol=1e-5)
+    assert min(min(row["weights"]) for row in rows) >= 0
+
+
+@pytest.fixture(scope="module")
+def scored_by_multihead(
+    prefect_server: str, untrained: dict[str, Path], dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The dataset, scored by a checkpoint that lies in a folder of its own, outside of any registry."""
+    output = tmp_path_factory.mktemp("multihead") / "output"
+    state = classify(str(dataset), str(output), checkpoint=str(untrained["multihead"]), workers=2, return_state=True)
+    assert state.is_completed(), state.message
+    return output
+
+
+def _plain_scorer(checkpoint: Path) -> Callable[[bytes], Row]:
+    """Probabilities and attention weights of a row, from a checkpoint's files and torch's own modules alone."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    weights = load_file(checkpoint / "model.safetensors")
+    state_size = 2 * config["hidden_size"]
+
+    def loaded(module: nn.Module, prefix: str) -> nn.Module:
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own)
+        return module.eval()
+
+    embedding = loaded(nn.Embedding(config["num_embeddings"], config["embedding_dim"]), "embedding.")
+    lstm = nn.LSTM(
+        config["embedding_dim"],
+        config["hidden_size"],
+        num_layers=config["num_layers"],
+        bidirectional=True,
+        batch_first=True,
+    )
+    sequence = loaded(lstm, "sequence.")
+    mlp = nn.Sequential(
+        nn.Linear(state_size, config["hidden_size"]), nn.ReLU(), nn.Linear(config["hidden_size"], config["num_classes"])
+    )
+    classify_context = loaded(mlp, "mlp.")
+    if config["attention"] == "additive":
+        scores = loaded(nn.Linear(state_size, state_size), "attention.qk_weights.")
+        dot_product = loaded(nn.Linear(state_size, 1, bias=False), "attention.dot_product.")
+    else:
+        q, k, v = (loaded(nn.Linear(state_size, state_size, bias=False), f"{name}.") for name in "qkv")
+        attention = loaded(nn.MultiheadAttention(state_size, config["num_heads"], batch_first=True), "attention.")
+
+    @torch.no_grad()
+    def score(tokens: bytes) -> Row:
+        states, _ = sequence(embedding(torch.tensor([list(tokens)])))
+        if config["attention"] == "additive":
+            received = dot_product(scores(states)).softmax(dim=1)[0, :, 0]
+            context = (received[:, None] * states[0]).sum(dim=0)
+        else:
+            outputs, matrix = attention(q(states), k(states), v(states), need_weights=True)
+            received, context = matrix[0].mean(dim=0), outputs[0].sum(dim=0)
+        logits = classify_context(context) / config["temperature"]
+        return logits.softmax(dim=-1).numpy(), received.numpy()
+
+    return score
+
+
+@pytest.mark.parametrize("attention", ["additive", "multihead"])
+def test_output_agrees_with_a_plain_loop_of_one_row_at_a_time(
+    attention: str, scored: Any, trained: Any, dataset: Path, request: pytest.FixtureRequest, untrained: dict[str, Path]
+) -> None:
+    if attention == "additive":
+        checkpoint, output = trained.folder, scored.output
+    else:
+        checkpoint, output = untrained["multihead"], request.getfixturevalue("scored_by_multihead")
+    score = _plain_scorer(checkpoint)
+    rows = [row for row in _joined(dataset, output) if row["error"] is None]
+    drawn = np.random.default_rng(31).choice(len(rows), NUM_CHECKED, replace=False)
+
+    for row in (rows[place] for place in drawn):
+        probabilities, weights = score(row["tokens"])
+        np.testing.assert_allclose(row["probabilities"], probabilities, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(row["weights"], weights, atol=1e-4, rtol=0)
+
+
+def test_predictions_of_a_checkpoint_outside_of_a_registry_carry_the_name_of_its_folder(
+    scored_by_multihead: Path, dataset: Path
+) -> None:
+    table = _read(scored_by_multihead / "predictions", _names(dataset)[0])
+
+    assert set(table["checkpoint"].to_pylist()) == {"multihead"}
+    assert table.column_names[:2] == ["id", "prediction"]
+
+
+def test_duckdb_polars_and_pandas_count_the_same_predictions(scored: Any) -> None:
+    files = f"{scored.output}/predictions/**/*.parquet"
+    with duckdb.connect() as connection:
+        by_duckdb = dict(connection.sql(f"SELECT prediction, count(*) FROM '{files}' GROUP BY 1").fetchall())
+    by_polars = dict(pl.scan_parquet(files).group_by("prediction").agg(pl.len()).collect().iter_rows())
+    frame = pd.read_parquet(scored.output / "predictions")
+    by_pandas = {
+        None if pd.isna(name) else name: count for name, count in frame["prediction"].value_counts(dropna=False).items()
+    }
+
+    assert by_duckdb == scored.manifest.totals["predictions"] | {None: 8}
+    assert by_polars == by_duckdb
+    assert by_pandas == by_duckdb
+
+
+def test_partitions_of_the_input_are_columns_of_the_output(scored: Any) -> None:
+    counts = pl.scan_parquet(scored.output / "predictions").group_by("date").len().collect()
+
+    assert {str(date): count for date, count in counts.iter_rows()} == dict.fromkeys(
+        ("2026-11-01", "2026-11-02", "2026-11-04", "2026-11-05"), 105
+    )
+
+
+def test_manifest_counts_what_is_in_the_files(scored: Any, trained: Any, dataset: Path) -> None:
+    rows = _joined(dataset, scored.output)
+    usable = [row for row in rows if row["error"] is None]
+    manifest = scored.manifest
+
+    assert manifest.state == "completed"
+    assert manifest.checkpoint == trained.version
+    assert [shard.name for shard in manifest.shards] == _names(dataset)
+    assert {shard.reason for shard in manifest.shards} == {"missing"}
+    assert manifest.totals["rows"] == len(rows)
+    assert manifest.totals["errors"] == {"no tokens": 4, "tokens are null": 4}
+    assert manifest.totals["tokens"] == sum(len(row["tokens"]) for row in usable)
+    assert manifest.totals["predictions"] == {
+        name: sum(row["prediction"] == name for row in usable) for name in manifest.totals["predictions"]
+    }
+
+
+def test_evaluation_compares_predictions_with_the_label_column(scored: Any, dataset: Path) -> None:
+    usable = [row for row in _joined(dataset, scored.output) if row["error"] is None]
+    pairs = [(row["label"], row["prediction"]) for row in usable]
+    f1 = []
+    for name in ("digits", "high", "letters"):
+        both = sum(pair == (name, name) for pair in pairs)
+        f1.append(2 * both / sum((label == name) + (prediction == name) for label, prediction in pairs))
+
+    evaluation = scored.manifest.evaluation
+    assert evaluation["accuracy"] == pytest.approx(np.mean([label == prediction for label, prediction in pairs]))
+    assert evaluation["macro_f1"] == pytest.approx(np.mean(f1))
+    assert evaluation["accuracy"] > 0.9
+
+
+def test_run_is_named_by_its_source_and_says_what_it_did(scored: Any, dataset: Path) -> None:
+    assert scored.manifest.run_name.startswith(f"classify {dataset} ")
+    assert scored.state.message == "420 rows in 4 shards scored, 8 with errors; 0 shards were up to date."
+
+
+def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, dataset: Path) -> None:
+    run_id = scored.state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            flow_run_filter=FlowRunFilter(id={"any_": [run_id]}), artifact_filter=ArtifactFilter()
+        )
+    by_key = {artifact.key: artifact for artifact in artifacts}
+
+    assert sorted(map(str, by_key)) == ["classify-output", "classify-progress", "classify-report", "classify-shards"]
+    assert str(scored.output) in str(by_key["classify-output"].data)
+    assert by_key["classify-progress"].data == 100
+    assert [row["shard"] for row in json.loads(str(by_key["classify-shards"].data))] == _names(dataset)
+    assert "| predictions | digits " in str(by_key["classify-report"].data)

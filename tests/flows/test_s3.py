@@ -1,0 +1,184 @@
+"""The flows on S3, against moto's server: the same output as on a local disk, whatever happens on the way."""
+
+import functools
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect import State
+
+import flows.classify
+from flows.classify import classify
+from flows.faults import is_transient
+from flows.inspection import verify
+from flows.retrain import retrain
+from flows.session import DONE
+from storage.errors import OutputError
+from storage.location import Location
+from storage.lock import only_run
+from storage.manifest import read_manifest
+from storage.registry import Registry
+
+NUM_COPIES = 4  # of the dataset, so that there is something to do for a second or two
+CLASSIFY = "import sys; from flows.classify import classify; classify(sys.argv[1], sys.argv[2], registry=sys.argv[3])"
+
+
+def upload(folder: Path, place: Location) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (place / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+
+
+def scored_files(output: str) -> dict[str, bytes]:
+    """Predictions and attention, by path."""
+    root = Location.parse(output)
+    infos = [info for kind in ("predictions", "attention") for info in (root / kind).walk()]
+    paths = [root.relative(info.path) for info in infos if info.base_name.endswith(".parquet")]
+    return {path: (root / path).read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files(untrained: dict[str, Path]) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in untrained["additive"].iterdir()}
+
+
+@pytest.fixture
+def registry(s3: Callable[[str], str], checkpoint_files: dict[str, bytes]) -> str:
+    """A registry on S3 with a champion."""
+    registry = Registry.open(s3("registry"))
+    version = registry.publish(checkpoint_files, {"test": {"accuracy": 0.0}}, "# For a test\n").version
+    registry.promote(version, "a test")
+    return s3("registry")
+
+
+@pytest.fixture
+def larger(dataset: Path, tmp_path: Path) -> Path:
+    for copy in range(NUM_COPIES):
+        shutil.copytree(dataset, tmp_path / f"larger/copy-{copy}")
+    return tmp_path / "larger"
+
+
+@pytest.mark.parametrize(("source_on", "output_on"), [("s3", "s3"), ("s3", "disk"), ("disk", "s3")])
+def test_output_is_that_of_a_local_disk(
+    source_on: str,
+    output_on: str,
+    s3: Callable[[str], str],
+    registry: str,
+    dataset: Path,
+    tmp_path: Path,
+    prefect_server: str,
+) -> None:
+    upload(dataset, Location.parse(s3("data")))
+    classify(str(dataset), str(tmp_path / "expected"), registry=registry, label_column="label")
+    source = s3("data") if source_on == "s3" else str(dataset)
+    output = s3("out") if output_on == "s3" else str(tmp_path / "out")
+    state: State[object] = classify(source, output, registry=registry, label_column="label", return_state=True)
+    assert state.is_completed(), state.message
+    assert scored_files(output) == scored_files(str(tmp_path / "expected"))
+    assert len(scored_files(output)) == 8
+
+    assert verify(source, output, registry=registry) == DONE
+    state = classify(source, output, registry=registry, label_column="label", return_state=True)
+    assert state.message == "Nothing to do: all 4 shards are up to date."
+    manifest = read_manifest(Location.parse(output), str(state.state_details.flow_run_id))
+    assert manifest is not None
+    assert manifest.source == str(Location.parse(source))
+
+
+def test_run_that_is_killed_is_finished_by_the_next_one(
+    s3: Callable[[str], str],
+    registry: str,
+    larger: Path,
+    prefect_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(larger, Location.parse(s3("data")))
+    classify(s3("data"), s3("expected"), registry=registry)
+    expected = scored_files(s3("expected"))
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    command = [sys.executable, "-c", CLASSIFY, s3("data"), s3("out"), registry]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while len(scored_files(s3("out"))) < 5:
+                assert process.poll() is None, "it ended too early"
+            process.send_signal(signal.SIGSTOP)
+            with pytest.raises(OutputError, match=rf"Another run is writing .*, process {process.pid} on"):
+                classify(s3("data"), s3("out"), registry=registry)
+        finally:
+            process.kill()
+    committed = scored_files(s3("out"))
+    assert 5 <= len(committed) < len(expected)
+    assert all(expected[path] == content for path, content in committed.items())
+
+    monkeypatch.setattr(flows.classify, "only_run", functools.partial(only_run, live_seconds=3))
+    time.sleep(4)
+    state: State[object] = classify(s3("data"), s3("out"), registry=registry, return_state=True)
+    assert state.is_completed(), state.message
+    assert not re.search(r"\b0 shards were up to date", str(state.message))
+    assert scored_files(s3("out")) == expected
+    assert verify(s3("data"), s3("out"), registry=registry) == DONE
+
+
+def test_run_that_has_lost_its_hold_commits_nothing_more(
+    s3: Callable[[str], str], registry: str, dataset: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_over(*_: object) -> None:
+        for info in (Location.parse(s3("out")) / ".leases").walk():
+            Location(Location.parse(s3("out")).filesystem, info.path).delete()
+
+    monkeypatch.setattr(flows.classify, "clear_superseded", take_over)
+    state: State[object] = classify(str(dataset), s3("out"), registry=registry, return_state=True)
+    assert state.is_failed()
+    assert "This run has lost its hold on" in str(state.message)
+    assert scored_files(s3("out")) == {}
+
+
+def test_credentials_in_a_uri_are_in_no_record(
+    s3: Callable[[str], str], registry: str, dataset: Path, prefect_server: str
+) -> None:
+    upload(dataset, Location.parse(s3("data")))
+    secret = s3("data").replace("s3://", "s3://KEY:SECRET@"), s3("out").replace("s3://", "s3://KEY:SECRET@")
+    state: State[object] = classify(*secret, registry=registry, return_state=True)
+    assert state.is_completed(), state.message
+    out = Location.parse(s3("out"))
+    records = [Location(out.filesystem, info.path).read_bytes() for info in out.walk() if info.path.endswith(".json")]
+    assert len(records) == 2
+    assert not [record for record in records if b"SECRET" in record or b"KEY" in record]
+
+
+def test_retrain_publishes_to_a_registry_on_s3(s3: Callable[[str], str], dataset: Path, prefect_server: str) -> None:
+    upload(dataset, Location.parse(s3("data")))
+    state: State[dict[str, str]] = retrain(s3("data"), registry=s3("registry"), epochs=1, return_state=True)
+    assert state.is_completed(), state.message
+    registry = Registry.open(s3("registry"))
+    assert registry.versions() == [state.result()["version"]]
+    stored = registry.load(state.result()["version"])
+    assert stored.card["data"]["source"] == str(Location.parse(s3("data")))
+
+
+@pytest.mark.parametrize(
+    ("message", "transient"),
+    [
+        ("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 28, Timeout was reached", True),
+        ("AWS Error UNKNOWN (HTTP status 503) during UploadPart operation: No response body.", True),
+        ("AWS Error UNKNOWN (HTTP status 429) during GetObject operation: No response body.", True),
+        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.", True),
+        ("AWS Error UNKNOWN (HTTP status 400) during GetObject operation: No response body.", False),
+        ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", False),
+        ("AWS Error NO_SUCH_BUCKET during CreateMultipartUpload operation: The specified bucket does not exist", False),
+        ("AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The key does not exist.", False),
+    ],
+)
+def test_refusals_of_a_store_are_not_tried_again(message: str, transient: bool) -> None:
+    class Ended:
+        def result(self, raise_on_failure: bool) -> OSError:
+            return OSError(message)
+
+    assert is_transient(None, None, Ended()) == transient  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""Fixtures for data at rest: a dataset to fill with Parquet, and the whole path with a scorer that needs no model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.columns import Columns
+from storage.footer import read_footer
+from storage.output import Output
+from storage.predictions import Scorer, write_shard
+from storage.reading import read_shard
+from storage.shards import Shard, plan_shards
+from storage.source import Source, find_source
+from storage.tokens import TokenRows, TokenRules, decode_tokens
+
+CLASSES = ("even", "odd", "third")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def put(data: Path) -> Callable[..., Path]:
+    """put(relative, tokens=[...], **columns): writes a Parquet file into the dataset; `row_group_size` is passed on."""
+
+    def put(
+        relative: str, tokens: object = (b"ab", b"c"), *, row_group_size: int | None = None, **columns: object
+    ) -> Path:
+        path = data / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = tokens if isinstance(tokens, pa.Array | pa.ChunkedArray) else pa.array(tokens, pa.binary())
+        pq.write_table(pa.table({"tokens": held, **columns}), path, row_group_size=row_group_size)
+        return path
+
+    return put
+
+
+def fake_scores(rows: TokenRows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Probabilities and attention that follow from each row's own tokens, so that a row out of place shows."""
+    lengths = np.diff(rows.offsets)
+    sums = np.zeros(len(lengths), np.int64)
+    np.add.at(sums, np.repeat(np.arange(len(lengths)), lengths), rows.values.astype(np.int64))
+    parts = np.stack([np.ones(len(lengths)), sums % 7, sums % 5], axis=1)
+    attention = (rows.values.astype(np.float64) + 1) / np.repeat(sums + lengths, lengths)
+    return (parts / parts.sum(axis=1, keepdims=True)).astype(np.float32), attention.astype(np.float32)
+
+
+@pytest.fixture
+def scorer() -> Scorer:
+    return Scorer("v1", "d" * 32, CLASSES)
+
+
+@pytest.fixture
+def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
+    """plan(source, output): the source and its shards; every file must be readable."""
+
+    def plan(source: Path | str, output: Output) -> tuple[Source, tuple[Shard, ...]]:
+        found = find_source(str(source))
+        planned = plan_shards(found, output.settings.columns, output.settings.limits)
+        assert not planned.unreadable
+        return found, planned.shards
+
+    return plan
+
+
+@pytest.fixture
+def score(scorer: Scorer, plan: Callable[..., tuple[Source, tuple[Shard, ...]]]) -> Callable[..., tuple[Shard, ...]]:
+    """score(source, output): reads, scores with `fake_scores` and writes all of a source, in small chunks."""
+
+    def score(
+        source: Path | str, output: Output, *, by: Scorer = scorer, chunk_rows: int = 65_536
+    ) -> tuple[Shard, ...]:
+        found, shards = plan(source, output)
+        columns: Columns = output.settings.columns
+        rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
+        output.prepare(str(found.root))
+        for shard in shards:
+            names = columns.to_read(read_footer(found.root / shard.file).schema, shard.file)
+            with write_shard(output, shard, by) as writer:
+                for table in read_shard(found.root, shard, names, chunk_rows=chunk_rows):
+                    rows = decode_tokens(table[columns.tokens], rules)
+                    writer.write(table, rows, *fake_scores(rows))
+        return shards
+
+    return score

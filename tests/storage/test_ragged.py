@@ -1,0 +1,23 @@
+"""The largest weights of each row, against sorting each row by itself."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.ragged import top_of_rows
+
+# Few distinct values, so that ties are common.
+ROWS = st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=6), max_size=6)
+
+
+@given(ROWS, st.integers(1, 7))
+def test_top_of_rows_is_each_row_sorted_and_cut(rows: list[list[float]], count: int) -> None:
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    weights = np.array([weight for row in rows for weight in row], np.float32)
+    positions, kept, kept_offsets = top_of_rows(weights, offsets, count)
+    expected = [sorted(enumerate(row), key=lambda pair: (-pair[1], pair[0]))[:count] for row in rows]
+    assert kept_offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
+    assert positions.tolist() == [position for row in expected for position, _ in row]
+    assert kept.tolist() == [weight for row in expected for _, weight in row]
+    assert positions.dtype == np.int32
+    assert kept.dtype == np.float32
