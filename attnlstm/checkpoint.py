@@ -5,11 +5,13 @@ about where files are kept: it takes and gives bytes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
@@ -74,7 +76,7 @@ def from_state_dict(
 def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> AttentionLSTM:
     """The network with these weights. Raises ValueError on the first tensor that does not belong."""
     # Without storage, so that wrong sizes are met before memory is taken for them.
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialWeights():
         network = AttentionLSTM(config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name, shape in expected.items():
@@ -93,6 +95,15 @@ def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> AttentionLSTM:
     copies = {name: weights[name].detach().to("cpu", torch.float32, copy=True) for name in expected}
     network.load_state_dict(copies, assign=True)
     return network.eval()
+
+
+class _WithoutInitialWeights(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: on the meta device it imports torch's compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _damaged(where: str, what: str) -> CheckpointError:

@@ -30,6 +30,10 @@ ROWS_PER_SLICE = 32
 TOKENS_PER_SLICE = 1 << 15
 """Most padded tokens of a slice, a bound on memory: training keeps 3 to 7 KB a token at the reference sizes."""
 
+USUAL_EPOCHS = 12
+FEWEST_STEPS = 1500
+"""How long to train unless told: so many passes, or more of them over few rows, which need steps all the same."""
+
 BATCHES_PER_WINDOW = 16
 """Batches drawn at random together, then sorted by length so that each has rows of like length."""
 
@@ -40,7 +44,10 @@ class TrainingSettings:
 
     learning_rate: AdamW's peak, reached after the warm-up.
     batch_rows: rows of one step.
-    epochs: most passes over the training rows; the learning rate reaches 0 at the end of the last.
+    epochs: most passes over the training rows; the learning rate reaches 0 at the end of the last. None: USUAL_EPOCHS,
+        or as many as it takes for FEWEST_STEPS.
+    crop_tokens: at first rows are cropped to this many tokens, at random places, and then to more and more, until the
+        last steps see them whole. Short crops cost little and say much about long rows. None: always whole.
     patience: epochs without a better validation loss before training stops.
     weight_decay: AdamW's, on all weights.
     clip_norm: longest gradient that is applied as it is.
@@ -51,20 +58,24 @@ class TrainingSettings:
     threads: slices of a batch computed side by side; None for one a core. It does not change the weights.
     """
 
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     batch_rows: int = 64
-    epochs: int = 30
-    patience: int = 5
-    weight_decay: float = 0.01
+    epochs: int | None = None
+    crop_tokens: int | None = 64
+    patience: int = 10
+    weight_decay: float = 0.3
     clip_norm: float = 1.0
-    warmup_share: float = 0.05
+    warmup_share: float = 0.1
     max_seconds: float | None = None
     seed: int = 0
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "epochs", "patience"):
+        for name in ("batch_rows", "patience"):
             if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("epochs", "crop_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
@@ -104,12 +115,14 @@ class Labelled:
 class EpochReport:
     """One pass over the training rows and the validation after it.
 
-    epoch: from 1. seconds: since training began. train_loss: mean over the pass, as the weights were then.
+    epoch: from 1. num_epochs: planned now; a time limit lowers it, patience does not. seconds: since training began.
+    train_loss: mean over the pass, as the weights and the crops were then.
     validation_loss, validation_accuracy: after the pass. tokens_per_second: of the pass, padding not counted.
     improved: the best validation loss so far, so these weights are the ones kept.
     """
 
     epoch: int
+    num_epochs: int
     seconds: float
     train_loss: float
     validation_loss: float
@@ -173,14 +186,15 @@ def train(
             loss_sum, num_rows, num_tokens = 0.0, 0, 0
             for rows in _shuffled_batches(train.lengths, settings.batch_rows, order):
                 optimizer.param_groups[0]["lr"] = settings.learning_rate * plan.learning_rate_share()
-                loss = _step(network, optimizer, train, rows, settings, plan.step, workers)
+                batch = _crop(train, rows, plan.crop_tokens(int(train.lengths[rows].max())), order)
+                loss = _step(network, optimizer, batch, settings, plan.step, workers)
                 if not math.isfinite(loss):
                     raise FloatingPointError(
                         f"the loss is {loss} in epoch {epoch}; a learning_rate below {settings.learning_rate} may help"
                     )
                 loss_sum += loss * len(rows)
                 num_rows += len(rows)
-                num_tokens += int(train.lengths[rows].sum())
+                num_tokens += len(batch.values)
                 plan.step_done()
                 if plan.is_over:
                     break
@@ -195,6 +209,7 @@ def train(
                 best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             report = EpochReport(
                 epoch=epoch,
+                num_epochs=plan.num_epochs,
                 seconds=time.monotonic() - began,
                 train_loss=loss_sum / num_rows,
                 validation_loss=validation_loss,
@@ -229,7 +244,9 @@ class _Plan:
     def __init__(self, settings: TrainingSettings, steps_per_epoch: int, began: float) -> None:
         self._settings = settings
         self._began = began
-        self._all_steps = settings.epochs * steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
+        epochs = settings.epochs or max(USUAL_EPOCHS, math.ceil(FEWEST_STEPS / steps_per_epoch))
+        self._all_steps = epochs * steps_per_epoch
         self._planned = self._all_steps
         self._validation_seconds = 0.0
         self.step = 0
@@ -237,6 +254,10 @@ class _Plan:
     @property
     def is_over(self) -> bool:
         return self.step >= self._planned
+
+    @property
+    def num_epochs(self) -> int:
+        return math.ceil(self._planned / self._steps_per_epoch)
 
     @property
     def was_cut(self) -> bool:
@@ -249,6 +270,18 @@ class _Plan:
         if progress < warmup:
             return progress / warmup
         return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+    def crop_tokens(self, longest: int) -> int:
+        """Most tokens of a row in this step, of rows with up to `longest`.
+
+        They grow by a constant factor for each equal rise of the cubed progress: half of all steps are nearly as cheap
+        as the first, and the last fifth see most of every row.
+        """
+        shortest = self._settings.crop_tokens
+        if shortest is None or shortest >= longest:
+            return longest
+        progress = (self.step + 1) / self._planned
+        return min(longest, int(shortest * (longest / shortest) ** progress**3))
 
     def step_done(self) -> None:
         self.step += 1
@@ -271,33 +304,39 @@ class _Plan:
 def _step(
     network: AttentionLSTM,
     optimizer: torch.optim.Optimizer,
-    labelled: Labelled,
-    rows: npt.NDArray[np.int64],
+    batch: Labelled,
     settings: TrainingSettings,
     step: int,
     workers: Executor,
 ) -> float:
-    """One step of the optimizer on these rows. Returns their mean loss, before the step."""
+    """One step of the optimizer on a batch. Returns its mean loss, before the step."""
     parameters = list(network.parameters())
 
     def gradients(number: int, part: npt.NDArray[np.int64]) -> tuple[float, tuple[Tensor, ...]]:
-        token_ids, lengths = pad(labelled.values, labelled.offsets, part, network.config.padding_id)
+        token_ids, lengths = pad(batch.values, batch.offsets, part, network.config.padding_id)
         # A generator for each slice: threads that shared one would draw from it in no fixed order.
         generator = torch.Generator().manual_seed(_seed(settings.seed, step, number))
         logits, _ = network(torch.from_numpy(token_ids), torch.from_numpy(lengths), generator)
-        loss = F.cross_entropy(logits, torch.from_numpy(labelled.labels[part]), reduction="sum") / len(rows)
+        loss = F.cross_entropy(logits, torch.from_numpy(batch.labels[part]), reduction="sum") / len(batch)
         return loss.item(), torch.autograd.grad(loss, parameters)
 
-    slices = [
-        rows[part]
-        for part in plan_batches(labelled.lengths[rows], max_tokens=TOKENS_PER_SLICE, max_rows=ROWS_PER_SLICE)
-    ]
+    slices = list(plan_batches(batch.lengths, max_tokens=TOKENS_PER_SLICE, max_rows=ROWS_PER_SLICE))
     losses, slice_gradients = zip(*workers.map(gradients, range(len(slices)), slices), strict=True)
     for parameter, *parts in zip(parameters, *slice_gradients, strict=True):
         parameter.grad = torch.stack(parts).sum(0)
     torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
     optimizer.step()
     return math.fsum(losses)
+
+
+def _crop(labelled: Labelled, rows: npt.NDArray[np.int64], longest: int, order: np.random.Generator) -> Labelled:
+    """These rows, each with at most `longest` tokens, from a random place."""
+    lengths = labelled.lengths[rows]
+    kept = np.minimum(lengths, longest)
+    starts = labelled.offsets[rows] + order.integers(0, lengths - kept + 1)
+    offsets = np.concatenate(([0], np.cumsum(kept)))
+    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], kept)
+    return Labelled(labelled.values[positions], offsets, labelled.labels[rows])
 
 
 def _seed(*numbers: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
+from attnlstm.config import Attention
 from flows.faults import is_transient
 from flows.progress import RunProgress, current_progress, showing
 from flows.training import LabelledSource, Verdict, judge_checkpoint, train_checkpoint
@@ -30,7 +31,7 @@ def retrain(
     source: str,
     *,
     registry: str = "registry",
-    attention: Literal["additive", "multihead"] = "additive",
+    attention: Attention = "additive",
     tokens_column: str = "tokens",
     label_column: str = "label",
     group_column: str = "group",
@@ -47,7 +48,7 @@ def retrain(
         tokens_column: Column with the tokens: binary, string, or a list of integers.
         label_column: Column with the class: strings or integers. Rows without one are left out.
         group_column: Rows of one group stay on one side of the split. Without it they are split by content.
-        epochs: Most passes over the training rows.
+        epochs: Most passes over the training rows. By default 12, or more of them over few rows.
         max_seconds: Time limit for training, in seconds. No limit by default.
         seed: Seed of weights, order and dropout; the same seed gives the same weights on the same machine.
     """
@@ -66,13 +67,13 @@ def retrain(
 
 
 @task(name="train", task_run_name="train on {labelled.place}", retries=1, retry_condition_fn=is_transient)
-def train_task(labelled: LabelledSource, registry: str, attention: str, options: dict[str, Any]) -> str:
+def train_task(labelled: LabelledSource, registry: str, attention: Attention, options: dict[str, Any]) -> str:
     """Train and publish a checkpoint; returns its version."""
     from attnlstm.training import TrainingSettings
 
     settings = TrainingSettings(**{name: value for name, value in options.items() if value is not None})
-    report = _reporting(settings.epochs)
-    return train_checkpoint(labelled, Registry.open(registry), attention, settings, report).version  # type: ignore[arg-type]
+    stored = train_checkpoint(labelled, Registry.open(registry), attention, settings, _reporting())
+    return stored.version
 
 
 @task(
@@ -87,15 +88,14 @@ def judge_task(labelled: LabelledSource, registry: str, challenger: str) -> Verd
     return judge_checkpoint(labelled, Registry.open(registry), challenger)
 
 
-def _reporting(epochs: int) -> "Callable[[EpochReport], None]":
+def _reporting() -> "Callable[[EpochReport], None]":
     logger, progress = get_run_logger(), current_progress.get()
-    if progress:
-        progress.set_total(epochs)
 
     def report(epoch: "EpochReport") -> None:
         logger.info(
-            "epoch %d: train loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f tokens a second%s",
+            "epoch %d of %d: train loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f tokens a second%s",
             epoch.epoch,
+            epoch.num_epochs,
             epoch.train_loss,
             epoch.validation_loss,
             epoch.validation_accuracy,
@@ -103,6 +103,7 @@ def _reporting(epochs: int) -> "Callable[[EpochReport], None]":
             ", best so far" if epoch.improved else "",
         )
         if progress:
+            progress.set_total(epoch.num_epochs)
             progress.show(
                 f"training: validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}"
             )

@@ -23,3 +23,8 @@ class OutputError(StorageError):
 
 class RegistryError(StorageError):
     """A checkpoint or an alias is missing, incomplete or damaged."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what Arrow and the filesystems add below; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

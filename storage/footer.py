@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import FileError
+from storage.errors import FileError, first_line
 from storage.location import Location
 
 _MAGIC = b"PAR1"
@@ -53,7 +53,7 @@ def read_footer(location: Location) -> Footer:
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
         metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise FileError(f"damaged: its footer can't be read ({_first_line(error)})") from error
+        raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
     fingerprint = hashlib.sha256(struct.pack("<Q", size) + footer).hexdigest()[:32]
     return Footer(metadata, fingerprint)
 
@@ -72,7 +72,3 @@ def _not_parquet(size: int, tail: bytes) -> str:
         f"not a whole Parquet file: its {size:,} bytes do not end in {_MAGIC.decode()}. "
         "It may be another format, or cut short"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

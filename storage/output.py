@@ -80,6 +80,19 @@ class OutputSettings:
             "chunk_bytes": self.chunk_bytes,
         }
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "OutputSettings":
+        """The settings that `record` gives by these names; a name that is not there has its default."""
+        names = cls().record() | record
+        return cls(
+            columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"])),
+            limits=ShardLimits(names["shard_rows"], names["shard_bytes"]),
+            attention=AttentionSaving.parse(names["save_attention"]),
+            max_tokens=names["max_tokens"],
+            long_rows=names["long_rows"],
+            chunk_bytes=names["chunk_bytes"],
+        )
+
     @property
     def digest(self) -> str:
         record = json.dumps({"format_version": FORMAT_VERSION, **self.record()}, sort_keys=True)

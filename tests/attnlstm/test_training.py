@@ -14,7 +14,16 @@ from attnlstm.calibration import fit_temperature
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
-from attnlstm.training import EpochReport, Labelled, TrainingSettings, train
+from attnlstm.training import (
+    FEWEST_STEPS,
+    USUAL_EPOCHS,
+    EpochReport,
+    Labelled,
+    TrainingSettings,
+    _crop,
+    _Plan,
+    train,
+)
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
 QUICK = TrainingSettings(epochs=2, batch_rows=37, threads=2)
@@ -36,7 +45,7 @@ TRAIN, VALIDATION = planted(307, seed=1), planted(97, seed=2)
 
 @pytest.mark.parametrize("attention", ["additive", "multihead"])
 def test_a_planted_token_is_learned(attention: str) -> None:
-    settings = TrainingSettings(learning_rate=1e-2, epochs=10, batch_rows=16)
+    settings = TrainingSettings(learning_rate=1e-2, epochs=10, batch_rows=16, weight_decay=0.01, warmup_share=0.05)
     config = replace(CONFIG, attention=attention, dropout=0.0)
     result = train(config, settings, TRAIN, VALIDATION)
     assert result.epochs[result.best_epoch - 1].validation_accuracy > 0.95
@@ -158,7 +167,8 @@ def test_a_step_is_that_of_the_whole_batch_at_once() -> None:
     rows = np.arange(83)
     with training.worker_threads(2, "test") as workers:
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-        loss = training._step(network, optimizer, TRAIN, rows, settings, 0, workers)
+        batch = _crop(TRAIN, rows, 1000, np.random.default_rng(0))
+        loss = training._step(network, optimizer, batch, settings, 0, workers)
     found = [parameter.grad for parameter in network.parameters()]
     token_ids, lengths = training.pad(TRAIN.values, TRAIN.offsets, rows, config.padding_id)
     logits, _ = network(torch.from_numpy(token_ids), torch.from_numpy(lengths))
@@ -201,3 +211,37 @@ def test_labels_that_do_not_fit_are_refused(labels: np.ndarray, message: str) ->
 def test_bad_settings_fail_on_construction(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_crops_grow_until_rows_are_whole() -> None:
+    plan = _Plan(TrainingSettings(epochs=10, crop_tokens=64), steps_per_epoch=10, began=0.0)
+    tokens = []
+    for _ in range(100):
+        tokens.append(plan.crop_tokens(512))
+        plan.step_done()
+    assert tokens == sorted(tokens)
+    assert tokens[0] == 64
+    assert tokens[49] < 90
+    assert tokens[-1] == 512
+    assert plan.crop_tokens(60) == 60
+
+
+def test_a_crop_is_a_piece_of_its_row() -> None:
+    labelled = Labelled(np.arange(30), np.array([0, 3, 30]), np.array([1, 0]))
+    order = np.random.default_rng(0)
+    pieces = [_crop(labelled, np.array([1, 0]), 5, order) for _ in range(40)]
+    for piece in pieces:
+        assert piece.lengths.tolist() == [5, 3]
+        assert piece.labels.tolist() == [0, 1]
+        assert np.diff(piece.values[:5]).tolist() == [1] * 4
+        assert piece.values[5:].tolist() == [0, 1, 2]
+    starts = {int(piece.values[0]) for piece in pieces}
+    assert min(starts) >= 3
+    assert max(starts) <= 25
+    assert len(starts) > 10
+
+
+def test_few_rows_are_passed_over_more_often() -> None:
+    assert _Plan(TrainingSettings(), steps_per_epoch=1000, began=0.0).num_epochs == USUAL_EPOCHS
+    assert _Plan(TrainingSettings(), steps_per_epoch=10, began=0.0).num_epochs == FEWEST_STEPS // 10
+    assert _Plan(TrainingSettings(epochs=3), steps_per_epoch=10, began=0.0).num_epochs == 3

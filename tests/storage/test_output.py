@@ -135,6 +135,22 @@ def test_recorded_settings_are_those_it_was_made_with(folder: Path) -> None:
         Output.recorded_settings(Location.parse(folder))
 
 
+def test_settings_come_back_whole_from_their_record() -> None:
+    default = OutputSettings()
+    other = OutputSettings(
+        columns=Columns("body", "name", ("label", "group")),
+        limits=ShardLimits(rows=5, bytes=7),
+        attention=AttentionSaving("top", 3),
+        max_tokens=11,
+        long_rows="error",
+        chunk_bytes=13,
+    )
+    assert not [name for name, value in other.record().items() if value == default.record()[name]]
+    assert OutputSettings.from_record(json.loads(json.dumps(other.record()))) == other
+    assert OutputSettings.from_record({}) == default
+    assert OutputSettings.from_record({"keep": ["label"]}) == OutputSettings(columns=Columns(keep=("label",)))
+
+
 @pytest.mark.parametrize("text", ["full", "none", "top:1", "top:32"])
 def test_attention_saving_reads_as_it_is_written(text: str) -> None:
     assert str(AttentionSaving.parse(text)) == text
