@@ -61,9 +61,6 @@ constraints: .venv/installed-test .venv/installed-lint ## Pin what .venv holds n
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-.venv/installed-damage: .venv/installed-test ## Read a hundred thousand damaged files (a quarter of an hour)
-	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py
-
-lint: .venv/installed
+.venv/installed-lint: .venv/installed
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	@touch $@

@@ -1,0 +1,240 @@
+"""The fused kernel against float64, on friendly and on hostile weights, and the same bits for a row in any company."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from attnlstm.config import ModelConfig
+from attnlstm.engines import Scores, fused_cpu
+from attnlstm.engines.fused_cpu import FusedCpuEngine, fits
+from attnlstm.network import AttentionLSTM
+
+pytest.importorskip("numba")
+
+LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
+
+Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture
+def network() -> AttentionLSTM:
+    """A network whose sizes are primes, with weights large enough to move its gates."""
+    return make_network(hidden_size=11, attention_size=13)
+
+
+def make_network(**sizes: object) -> AttentionLSTM:
+    torch.manual_seed(17)
+    config = ModelConfig(num_embeddings=43, embedding_dim=7, classes=tuple("abcde"), **sizes)  # type: ignore[arg-type]
+    network = AttentionLSTM(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    return network
+
+
+@torch.no_grad()
+def check(network: AttentionLSTM, scores: Scores, values: np.ndarray, offsets: np.ndarray, atol: float = 1e-6) -> None:
+    """The scores are what the network gives for each row alone in float64."""
+    exact = copy.deepcopy(network).double()
+    for row, (start, end) in enumerate(pairwise(offsets)):
+        token_ids = torch.from_numpy(values[start:end].astype(np.int64))[None]
+        logits, weights = exact(token_ids, torch.tensor([end - start]))
+        probabilities = (logits[0] / network.config.temperature).softmax(0).numpy()
+        np.testing.assert_allclose(scores.probabilities[row], probabilities, rtol=0, atol=atol)
+        np.testing.assert_allclose(scores.attention_weights[start:end], weights[0].numpy(), rtol=0, atol=atol)
+
+
+def bits(scores: Scores) -> tuple[bytes, bytes]:
+    return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 5, "num_layers": 1},
+        {"hidden_size": 8, "num_layers": 3},
+        {"hidden_size": 16},
+        {"hidden_size": 19},
+        {"hidden_size": 11, "attention_size": 13},
+    ],
+    ids=str,
+)
+def test_scores_agree_with_float64(sizes: dict[str, int], ragged: Rows) -> None:
+    network = make_network(**sizes)
+    network.config = replace(network.config, temperature=1.7)
+    rows = ragged(LENGTHS * 2)
+    scores = FusedCpuEngine(network, threads=2).score(*rows)
+    assert scores.probabilities.dtype == scores.attention_weights.dtype == np.float32
+    check(network, scores, *rows)
+
+
+def test_a_row_has_the_same_bits_in_any_company(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, offsets = ragged(LENGTHS * 3)
+    engine = FusedCpuEngine(network)
+    alone = [engine.score(values[start:end], np.array([0, end - start])) for start, end in pairwise(offsets)]
+    orders = [np.random.default_rng(seed).permutation(len(alone)) for seed in range(4)]
+    for group_tokens, num_rows, order in zip((1, 64, 300, 10**6), (33, 32, 17, 5), orders, strict=True):
+        monkeypatch.setattr(fused_cpu, "GROUP_TOKENS", group_tokens)
+        some = order[:num_rows]
+        parts = [values[offsets[row] : offsets[row + 1]] for row in some]
+        found = engine.score(np.concatenate(parts), np.concatenate(([0], np.cumsum([len(part) for part in parts]))))
+        assert found.probabilities.tobytes() == b"".join(alone[row].probabilities.tobytes() for row in some)
+        assert found.attention_weights.tobytes() == b"".join(alone[row].attention_weights.tobytes() for row in some)
+
+
+def test_threads_do_not_change_a_bit(network: AttentionLSTM, ragged: Rows) -> None:
+    rows = ragged(LENGTHS * 9)
+    one, three = (FusedCpuEngine(network, threads).score(*rows) for threads in (1, 3))
+    assert bits(one) == bits(three)
+
+
+def test_several_threads_may_score_at_once(network: AttentionLSTM, ragged: Rows) -> None:
+    engine = FusedCpuEngine(network, threads=2)
+    inputs = [ragged(LENGTHS[:number]) for number in (3, 5, 7, 11)] * 3
+    expected = [bits(engine.score(*rows)) for rows in inputs]
+    with ThreadPoolExecutor(4) as callers:
+        assert list(callers.map(lambda rows: bits(engine.score(*rows)), inputs)) == expected
+
+
+def test_any_integers_and_strides_will_do(network: AttentionLSTM, ragged: Rows) -> None:
+    values, offsets = ragged(LENGTHS)
+    engine = FusedCpuEngine(network)
+    expected = bits(engine.score(values, offsets))
+    wide = np.repeat(values.astype(np.uint64), 2)
+    wide.flags.writeable = False
+    assert bits(engine.score(wide[::2], offsets)) == expected
+    assert bits(engine.score(values.astype(np.int8), offsets.astype(np.int32))) == expected
+
+
+def test_a_long_row_agrees_with_float64(network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_cpu, "SCRATCH_TOKENS", 4000)
+    rows = ragged([1, 9_001, 2, 1_500])
+    check(network, FusedCpuEngine(network).score(*rows), *rows)
+
+
+@pytest.mark.slow
+def test_a_row_of_100_000_tokens_agrees_with_float64(network: AttentionLSTM, ragged: Rows) -> None:
+    rows = ragged([100_000, 1])
+    check(network, FusedCpuEngine(network).score(*rows), *rows)
+
+
+@torch.no_grad()
+def test_saturated_gates_keep_a_cell_as_it_is(network: AttentionLSTM, ragged: Rows) -> None:
+    for name, parameter in network.named_parameters():
+        if "sequence" in name:
+            parameter.div_(3)
+        if "sequence.bias_ih" in name:
+            parameter.copy_(60 * torch.randn_like(parameter).sign())  # all gates are open or shut
+    rows = ragged([20_000, 3, 1])
+    check(network, FusedCpuEngine(network).score(*rows), *rows)
+
+
+@torch.no_grad()
+def test_large_logits_and_scores_are_no_trouble(network: AttentionLSTM, ragged: Rows) -> None:
+    network.mlp[2].weight.mul_(1e30)
+    network.attention.dot_product.weight.mul_(1e6)  # nearly all weight on one token
+    values, offsets = ragged(LENGTHS)
+    scores = FusedCpuEngine(network).score(values, offsets)
+    np.testing.assert_allclose(scores.probabilities.sum(1), 1)
+    np.testing.assert_array_equal(scores.probabilities.max(1), 1)
+    np.testing.assert_allclose(np.add.reduceat(scores.attention_weights, offsets[:-1]), 1, atol=1e-6)
+    check(network, scores, values, offsets)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-39])
+@torch.no_grad()
+def test_tiny_weights_agree_with_float64(scale: float, network: AttentionLSTM, ragged: Rows) -> None:
+    for parameter in network.parameters():
+        parameter.mul_(scale)
+    rows = ragged(LENGTHS)
+    check(network, FusedCpuEngine(network).score(*rows), *rows)
+
+
+@torch.no_grad()
+def test_a_number_that_is_none_stays_in_its_row(network: AttentionLSTM, ragged: Rows) -> None:
+    values, offsets = ragged(LENGTHS)
+    values[values == 41] = 40
+    expected = FusedCpuEngine(network).score(values, offsets)
+    network.embedding.weight[41] = torch.nan
+    row = LENGTHS.index(29)
+    values[offsets[row] + 11] = 41
+    found = FusedCpuEngine(network).score(values, offsets)
+    of_row = np.repeat(np.arange(len(LENGTHS)), LENGTHS) == row
+    assert np.isnan(found.probabilities[row]).all()
+    assert np.isnan(found.attention_weights[of_row]).all()
+    assert np.delete(found.probabilities, row, 0).tobytes() == np.delete(expected.probabilities, row, 0).tobytes()
+    assert found.attention_weights[~of_row].tobytes() == expected.attention_weights[~of_row].tobytes()
+
+
+def test_no_rows_give_no_scores(network: AttentionLSTM, ragged: Rows) -> None:
+    scores = FusedCpuEngine(network).score(*ragged([]))
+    assert scores.probabilities.shape == (0, 5)
+    assert scores.attention_weights.shape == (0,)
+
+
+def test_the_engine_keeps_the_weights_it_was_made_with(network: AttentionLSTM, ragged: Rows) -> None:
+    engine = FusedCpuEngine(network)
+    before = bits(engine.score(*ragged(LENGTHS)))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert bits(engine.score(*ragged(LENGTHS))) == before
+
+
+def test_a_row_without_tokens_or_an_unknown_id_is_refused(network: AttentionLSTM, ragged: Rows) -> None:
+    engine = FusedCpuEngine(network)
+    with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
+        engine.score(*ragged([3, 0, 2]))
+    with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
+        engine.score(np.array([42], np.uint8), np.array([0, 1]))
+
+
+def test_networks_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = ("a", "b")
+    assert fits(ModelConfig(classes=classes)) is None
+    assert fits(ModelConfig(classes=classes, hidden_size=32, num_layers=4)) is None
+    assert str(fits(ModelConfig(classes=classes, attention="multihead"))).startswith("multihead attention compares")
+    assert fits(ModelConfig(classes=classes, hidden_size=33)) == (
+        "hidden_size is 33; above 32 torch's own kernel is at least as fast"
+    )
+    assert fits(ModelConfig(classes=classes, num_embeddings=200_000)) == (
+        "num_embeddings is 200000, which makes a folded table of 97 MiB; at most 64 are used"
+    )
+    with pytest.raises(ValueError, match="the fused-cpu engine can't run this network: multihead attention compares"):
+        FusedCpuEngine(make_network(hidden_size=11, attention="multihead"))
+    monkeypatch.setattr(fused_cpu.importlib.util, "find_spec", lambda name: None)
+    assert fits(ModelConfig(classes=classes)) == "numba is not installed"
+
+
+def test_numba_is_imported_only_when_an_engine_is_made() -> None:
+    program = "import sys, attnlstm.engines.fused_cpu; sys.exit('numba' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_a_folder_to_write_to_nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CacheImpl
+
+    from attnlstm.engines import fused_kernel
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    classify = fused_kernel.compile_classify.__wrapped__()
+    probabilities = np.empty((1, 2), np.float32)
+    classify(np.array([[2.0]]), np.array([[3.0]]), np.array([-1.0]), np.array([[1.0, 0.0]]), np.zeros(2), probabilities)
+    np.testing.assert_allclose(probabilities, [[1 / (1 + np.exp(-5)), 1 / (1 + np.exp(5))]], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_processors_without_wide_vectors_agree_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    test = f"{__file__}::test_scores_agree_with_float64"
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "16", test], check=True)
