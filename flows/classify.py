@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from attnlstm.engines import Device, EngineName
 from attnlstm.metrics import accuracy_and_macro_f1
 from flows.faults import is_transient
 from flows.progress import RunProgress, current_progress, showing
@@ -58,7 +59,8 @@ def classify(
     long_rows: Literal["truncate", "error"] = "truncate",
     shard_rows: Annotated[int, Field(ge=1)] = ShardLimits().rows,
     chunk_bytes: Annotated[int, Field(ge=1)] = OutputSettings().chunk_bytes,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
+    engine: EngineName = "auto",
     workers: Annotated[int, Field(ge=1)] | None = None,
 ) -> State[dict[str, Any]]:
     """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
@@ -81,6 +83,7 @@ def classify(
         shard_rows: Rows of a large file that one task scores, in whole row groups; each shard has its own output file.
         chunk_bytes: Tokens that a worker reads, scores and writes at once, in bytes. Memory grows with it.
         device: Where to compute. "auto" takes a GPU if there is one.
+        engine: What computes. "auto" takes "fused-cpu" on a CPU for small networks, and "torch" for all others.
         workers: Shards scored side by side, and compute threads on a CPU. By default the number of cores.
     """
     logger = get_run_logger()
@@ -110,13 +113,13 @@ def classify(
         checkpoint_digest=stored.digest,
         label_column=label_column,
         device=device,
+        engine=engine,
         threads=num_workers,
     )
     outcome = _Outcome()
     if pending:
         # Before the output is touched: one error if the checkpoint can't be used, not one a shard.
-        engine = load_checkpoint(job, stored).engine
-        outcome.engine = f"{engine.name} on {engine.device}"
+        outcome.engine = load_checkpoint(job, stored).describe()
         with only_run(place.root, str(flow_run.name)) as hold:
             place.prepare(str(found.root))
             clear_superseded(place, plan)

@@ -28,7 +28,7 @@ from storage.tokens import TokenRows, TokenRules, decode_tokens
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
-    from attnlstm.engines import Device, Engine
+    from attnlstm.engines import Device, Engine, EngineName
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class ScoringJob:
     checkpoint_digest: str
     label_column: str | None
     device: "Device"
+    engine: "EngineName"
     threads: int
 
 
@@ -59,11 +60,21 @@ class ScoredShard:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
+    """A checkpoint ready to score."""
+
     config: "ModelConfig"
     engine: "Engine"
 
+    def describe(self) -> str:
+        """Which engine computes where and, if it is not the fast one, why."""
+        from attnlstm.engines import why_not_fused
 
-_loaded: dict[tuple[str, str, int], LoadedCheckpoint] = {}
+        what = f"{self.engine.name} on {self.engine.device}"
+        reason = why_not_fused(self.config, self.engine.device) if self.engine.device == "cpu" else None
+        return f"{what}, since {reason}" if reason else what
+
+
+_loaded: dict[tuple[str, str, str, int], LoadedCheckpoint] = {}
 _loading = threading.Lock()
 
 
@@ -75,14 +86,14 @@ def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> 
     from attnlstm.checkpoint import from_files
     from attnlstm.engines import open_engine
 
-    key = (job.checkpoint_digest, job.device, job.threads)
+    key = (job.checkpoint_digest, job.device, job.engine, job.threads)
     with _loading:
         if key not in _loaded:
             if stored is None:
                 stored = read_checkpoint(job.checkpoint, job.checkpoint_version, digest=job.checkpoint_digest)
             network = from_files(stored.files, where=str(stored.location))
             _loaded.clear()  # a process serves one run at a time; the last run's weights are of no more use
-            _loaded[key] = LoadedCheckpoint(network.config, open_engine(network, job.device, job.threads))
+            _loaded[key] = LoadedCheckpoint(network.config, open_engine(network, job.device, job.threads, job.engine))
         return _loaded[key]
 
 

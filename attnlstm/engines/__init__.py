@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
 
 Device = Literal["auto", "cpu", "cuda"]
+EngineName = Literal["auto", "torch", "fused-cpu"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,28 @@ class Engine(Protocol):
         """
 
 
-def open_engine(network: "AttentionLSTM", device: Device = "auto", threads: int = 1) -> Engine:
+def open_engine(
+    network: "AttentionLSTM", device: Device = "auto", threads: int = 1, engine: EngineName = "auto"
+) -> Engine:
     """The engine for this network and device.
 
     device: "auto" takes a CUDA device if there is one. threads: batches computed side by side on a CPU; the
-    results do not depend on it. Raises ValueError if the device is not there.
+    results do not depend on it. engine: "auto" takes the fused one on a CPU where it fits (see `why_not_fused`).
+    Raises ValueError if the device is not there, or if the engine that was asked for can't run the network.
     """
-    from attnlstm.engines.torch_engine import TorchEngine
+    from attnlstm.engines.fused_cpu import FusedCpuEngine
+    from attnlstm.engines.torch_engine import TorchEngine, resolve_device
 
-    return TorchEngine(network, device, threads)
+    reason = why_not_fused(network.config, resolve_device(device))
+    if engine == "fused-cpu" and reason:
+        raise ValueError(f"the fused-cpu engine can't be used: {reason}; take 'auto' or 'torch'")
+    if engine == "torch" or reason:
+        return TorchEngine(network, device, threads)
+    return FusedCpuEngine(network, threads)
+
+
+def why_not_fused(config: "ModelConfig", device: str) -> str | None:
+    """None if the fused engine can run such a network on "cpu" or "cuda", otherwise why it can't."""
+    from attnlstm.engines.fused_cpu import fits
+
+    return "it computes on a CPU" if device != "cpu" else fits(config)

@@ -38,7 +38,7 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, network: AttentionLSTM, device: Device = "auto", threads: int = 1) -> None:
-        self.device = _resolve(device)
+        self.device = resolve_device(device)
         self._network = copy.deepcopy(network).eval().to(self.device)
         self._workers = worker_threads(threads if self.device == "cpu" else 1, "torch-engine")
 
@@ -91,7 +91,8 @@ class TorchEngine:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def _resolve(device: Device) -> str:
+def resolve_device(device: Device) -> str:
+    """ "cpu" or "cuda". Raises ValueError if the device is not there."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
     has_cuda = torch.cuda.is_available()

@@ -51,6 +51,7 @@ class Run:
             checkpoint_digest=stored.digest,
             label_column=None,
             device="cpu",
+            engine="torch",
             threads=2,
         )
 

@@ -1,0 +1,195 @@
+"""The engine for small networks on a CPU: the whole forward pass in one kernel over ragged rows.
+
+Owns what is prepared for the kernel: which networks fit, folded weights, groups of rows, threads. Knows
+nothing about how one step is computed, which is `fused_kernel`'s. Numba is imported when an engine is made,
+not with this file.
+
+Shape letters: H hidden size padded to a power of two, L layers, V vocabulary, N rows, C classes.
+"""
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from attnlstm.batching import check_ragged
+from attnlstm.config import ModelConfig
+from attnlstm.engines import Scores
+from attnlstm.threads import worker_threads
+
+if TYPE_CHECKING:
+    from attnlstm.network import AttentionLSTM
+
+LARGEST_HIDDEN_SIZE = 32
+"""From 64 on, torch's own kernel is near the processor's peak, and the weights outgrow the nearest cache."""
+
+LARGEST_TABLE_BYTES = 1 << 26
+"""Of the folded embedding, 64 MiB: 65,536 tokens at hidden size 32."""
+
+GROUP_TOKENS = 1 << 14
+"""Tokens that a thread computes at once: the states of two layers, 4 MiB at hidden size 16, stay in cache."""
+
+SCRATCH_TOKENS = 1 << 18
+"""Tokens that a thread computes at once if that takes so many to fill the kernel's slots with long rows. A row
+that is longer still has the kernel to itself."""
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+def fits(config: ModelConfig) -> str | None:
+    """None if this engine can run such a network, otherwise why it can't."""
+    if config.attention != "additive":
+        return "multihead attention compares all pairs of tokens: matrix products, which torch is best at"
+    if config.hidden_size > LARGEST_HIDDEN_SIZE:
+        return (
+            f"hidden_size is {config.hidden_size}; above {LARGEST_HIDDEN_SIZE} torch's own kernel is at least as fast"
+        )
+    table_bytes = 2 * config.num_embeddings * 4 * _padded(config.hidden_size) * 4
+    if table_bytes > LARGEST_TABLE_BYTES:
+        return (
+            f"num_embeddings is {config.num_embeddings}, which makes a folded table of {table_bytes >> 20} MiB; "
+            f"at most {LARGEST_TABLE_BYTES >> 20} are used"
+        )
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    return None
+
+
+class FusedCpuEngine:
+    """A network's weights, folded for the kernel. Later changes to the network don't reach them.
+
+    network: stays the caller's. threads: groups of rows computed side by side, each on one core. A row's
+    results are the same bits whatever rows stand beside it, in any order, for any number of threads.
+    Probabilities and attention weights are within 1e-5 of exact arithmetic on trained networks; weights that
+    saturate every gate or score states in the hundreds lose more, as float32 does in any order of operations.
+    Memory, for each thread: 16 * H + 4 bytes a token of a group (8 * H + 4 if there is one layer).
+
+    The first engine of a shape on a machine compiles for some seconds; later ones, in any process, read the
+    compiled kernel from Numba's cache on disk (__pycache__, or the user's cache folder if that is read-only).
+    Raises ValueError if the network does not fit or threads is below 1.
+    """
+
+    name = "fused-cpu"
+    device = "cpu"
+
+    def __init__(self, network: "AttentionLSTM", threads: int = 1) -> None:
+        config = network.config
+        reason = fits(config)
+        if reason is not None:
+            raise ValueError(f"the {self.name} engine can't run this network: {reason}")
+        from attnlstm.engines import fused_kernel
+
+        self._config = config
+        self._workers = worker_threads(threads, self.name)
+        self._num_threads = threads
+        self._hidden_size = _padded(config.hidden_size)
+        self._num_slots = max(1, fused_kernel.lanes_in_registers() // self._hidden_size)
+        self._pool_rows = fused_kernel.compile_pool_rows(self._num_slots, self._hidden_size)
+        self._classify = fused_kernel.compile_classify()
+        weights = {name: weight.double().cpu().numpy() for name, weight in network.state_dict().items()}
+        self._kernel_weights = _fold(weights, config, self._hidden_size)
+        self._classifier = _classifier(weights, config, self._hidden_size)
+
+    def score(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> Scores:
+        """See `Engine.score`."""
+        check_ragged(values, offsets, self._config.padding_id)
+        values = np.ascontiguousarray(values, np.int32)
+        offsets = np.ascontiguousarray(offsets, np.int64)
+        probabilities = np.empty((len(offsets) - 1, self._config.num_classes), np.float32)
+        attention_weights = np.empty(len(values), np.float32)
+
+        def forward(rows: npt.NDArray[np.int64]) -> None:
+            num_tokens = int((offsets[rows + 1] - offsets[rows]).sum())
+            num_buffers = min(self._config.num_layers, 2)
+            states = _aligned((num_buffers, (num_tokens + 1) * 2 * self._hidden_size))
+            contexts = np.empty((len(rows), 2 * self._hidden_size))
+            self._pool_rows(values, offsets, rows, *self._kernel_weights, states, contexts, attention_weights)
+            probabilities_of_rows = np.empty((len(rows), self._config.num_classes), np.float32)
+            self._classify(contexts, *self._classifier, probabilities_of_rows)
+            probabilities[rows] = probabilities_of_rows
+
+        # The list runs the threads to the end; a failure in one is raised here.
+        list(self._workers.map(forward, self._groups(np.diff(offsets))))
+        return Scores(probabilities, attention_weights)
+
+    def _groups(self, lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+        """Rows of each call of the kernel, longest first: of like lengths, so that the slots end together."""
+        # A few groups for each thread, so that all have work to the end.
+        group_tokens = min(GROUP_TOKENS, int(lengths.sum()) // (4 * self._num_threads))
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            longest = int(lengths[order[start]])
+            num_rows = self._num_slots * max(1, group_tokens // (self._num_slots * longest))
+            num_rows = max(1, min(num_rows, SCRATCH_TOKENS // longest))
+            yield order[start : start + num_rows]
+            start += num_rows
+
+
+def _padded(hidden_size: int) -> int:
+    return max(8, 1 << (hidden_size - 1).bit_length())
+
+
+def _fold(weights: dict[str, Doubles], config: ModelConfig, H: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """The table, projections, recurrent matrices and score weights that `fused_kernel.compile_pool_rows` describes.
+
+    Units that only pad have weights of 0 and so states of 0.
+    """
+    table, projections, recurrents = [], [], []
+    for layer, direction in itertools.product(range(config.num_layers), ("", "_reverse")):
+        name = f"l{layer}{direction}"
+        bias = weights[f"sequence.bias_ih_{name}"] + weights[f"sequence.bias_hh_{name}"]
+        inputs = weights[f"sequence.weight_ih_{name}"].T  # (inputs, 4 gates x units), and so recurrent weights
+        if layer == 0:
+            table.append(_pad_gates(weights["embedding.weight"] @ inputs + bias, H))
+        else:
+            projections += [_pad_gates(bias[None], H), _pad_states(_pad_gates(inputs, H), H)]
+        recurrent = _pad_gates(weights[f"sequence.weight_hh_{name}"].T, H)
+        recurrents.append(_pad_rows(recurrent, H))
+    # v . (W h + b) is (v W) . h plus a number that is the same for all tokens, which the softmax ignores.
+    score = weights["attention.dot_product.weight"] @ weights["attention.qk_weights.weight"]
+    return _flat(table), _flat(projections), _flat(recurrents), _flat([_pad_states(score[0], H)])
+
+
+def _classifier(weights: dict[str, Doubles], config: ModelConfig, H: int) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+    """Weights (inputs, outputs) and biases of both linear layers. The temperature divides the logits."""
+    return (
+        np.ascontiguousarray(_pad_states(weights["mlp.0.weight"].T, H)),
+        weights["mlp.0.bias"],
+        np.ascontiguousarray(weights["mlp.2.weight"].T / config.temperature),
+        weights["mlp.2.bias"] / config.temperature,
+    )
+
+
+def _pad_gates(matrix: Doubles, H: int) -> Doubles:
+    """(n, 4 gates x units) to (n, 4, H), with the gates i, f and o halved: sigmoid(x) = (1 + tanh(x / 2)) / 2."""
+    gates = matrix.reshape(len(matrix), 4, -1) * np.array([0.5, 0.5, 1, 0.5])[:, None]
+    return np.pad(gates, ((0, 0), (0, 0), (0, H - gates.shape[2])))
+
+
+def _pad_states(matrix: Doubles, H: int) -> Doubles:
+    """(2 directions x units, ...) to (2 H, ...)."""
+    return np.concatenate([_pad_rows(direction, H) for direction in np.split(matrix, 2)])
+
+
+def _pad_rows(matrix: Doubles, H: int) -> Doubles:
+    return np.pad(matrix, [(0, H - len(matrix))] + [(0, 0)] * (matrix.ndim - 1))
+
+
+def _flat(matrices: list[Doubles]) -> Floats:
+    parts = [matrix.ravel() for matrix in matrices]
+    flat = _aligned((sum(map(len, parts)),))
+    flat[:] = np.concatenate(parts) if parts else 0
+    return flat
+
+
+def _aligned(shape: tuple[int, ...]) -> Floats:
+    """An empty array at an address that is a multiple of 64, so that no vector lies across two cache lines."""
+    size = 4 * int(np.prod(shape))
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
