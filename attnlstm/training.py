@@ -34,6 +34,12 @@ USUAL_EPOCHS = 12
 FEWEST_STEPS = 1500
 """How long to train unless told: so many passes, or more of them over few rows, which need steps all the same."""
 
+DECAY_EPOCHS = 10
+HIGHEST_DECAY = 0.3
+"""AdamW's weights are an average over the last 1 / (learning rate x weight decay) steps. What is best for it is a
+number of passes, whatever the number of rows (Wang and Aitchison 2024, arXiv 2405.13698); on very few rows it would
+leave nothing to learn with, hence the bound."""
+
 BATCHES_PER_WINDOW = 16
 """Batches drawn at random together, then sorted by length so that each has rows of like length."""
 
@@ -49,7 +55,7 @@ class TrainingSettings:
     crop_tokens: at first rows are cropped to this many tokens, at random places, and then to more and more, until the
         last steps see them whole. Short crops cost little and say much about long rows. None: always whole.
     patience: epochs without a better validation loss before training stops.
-    weight_decay: AdamW's, on all weights.
+    weight_decay: AdamW's, on all weights. None: as much as makes weights forget over DECAY_EPOCHS passes.
     clip_norm: longest gradient that is applied as it is.
     warmup_share: share of all steps in which the learning rate rises from 0.
     max_seconds: time limit, validation included; fewer epochs are planned if they would take longer. None:
@@ -63,7 +69,7 @@ class TrainingSettings:
     epochs: int | None = None
     crop_tokens: int | None = 64
     patience: int = 10
-    weight_decay: float = 0.3
+    weight_decay: float | None = None
     clip_norm: float = 1.0
     warmup_share: float = 0.1
     max_seconds: float | None = None
@@ -80,7 +86,7 @@ class TrainingSettings:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not self.weight_decay >= 0:
+        if self.weight_decay is not None and not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share must be at least 0 and below 1, not {self.warmup_share}")
@@ -167,10 +173,11 @@ def train(
         torch.manual_seed(settings.seed)
         network = AttentionLSTM(config)
     order = np.random.default_rng(settings.seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay, fused=True)
+    steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
+    decay = _weight_decay(settings, steps_per_epoch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=decay, fused=True)
     threads = settings.threads or num_cores()
 
-    steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
     plan = _Plan(settings, steps_per_epoch, began)
     best_loss = math.inf
     best: dict[str, Tensor] = {}
@@ -229,6 +236,12 @@ def train(
                 break
     network.load_state_dict(best)
     return TrainingResult(network.eval(), tuple(reports), best_epoch, time.monotonic() - began, stopped_by, best_logits)
+
+
+def _weight_decay(settings: TrainingSettings, steps_per_epoch: int) -> float:
+    if settings.weight_decay is not None:
+        return settings.weight_decay
+    return min(HIGHEST_DECAY, 1 / (settings.learning_rate * DECAY_EPOCHS * steps_per_epoch))
 
 
 class _Plan:

@@ -7,7 +7,6 @@ not with this file.
 Shape letters: H hidden size padded to a power of two, L layers, V vocabulary, N rows, C classes.
 """
 
-import importlib.util
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -54,8 +53,10 @@ def fits(config: ModelConfig) -> str | None:
             f"num_embeddings is {config.num_embeddings}, which makes a folded table of {table_bytes >> 20} MiB; "
             f"at most {LARGEST_TABLE_BYTES >> 20} are used"
         )
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed"
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:  # not installed, or at odds with this numpy
+        return f"numba can't be imported ({error})"
     return None
 
 
@@ -64,12 +65,13 @@ class FusedCpuEngine:
 
     network: stays the caller's. threads: groups of rows computed side by side, each on one core. A row's
     results are the same bits whatever rows stand beside it, in any order, for any number of threads.
-    Probabilities and attention weights are within 1e-5 of exact arithmetic on trained networks; weights that
-    saturate every gate or score states in the hundreds lose more, as float32 does in any order of operations.
+    Probabilities and attention weights are within 1e-6 of float64. What amplifies float32's rounding errors loses
+    more here as elsewhere: recurrent weights so large that states are chaotic, scores in the hundreds, or cells
+    that add up tiny inputs over 100,000 steps (1e-5).
     Memory, for each thread: 16 * H + 4 bytes a token of a group (8 * H + 4 if there is one layer).
 
-    The first engine of a shape on a machine compiles for some seconds; later ones, in any process, read the
-    compiled kernel from Numba's cache on disk (__pycache__, or the user's cache folder if that is read-only).
+    The first engine of a size on a machine compiles for some seconds. Later ones, in any process, read what was
+    compiled from Numba's cache on disk (__pycache__, or the user's cache folder if that is read-only).
     Raises ValueError if the network does not fit or threads is below 1.
     """
 

@@ -28,9 +28,9 @@ from numba.core import registry, types
 from attnlstm.engines import vectors
 from attnlstm.engines.vectors import add_up, clamp, fma, load, load_runs, load_spread, store_runs, to_double
 
-# tanh(x) = x P(x^2) / Q(x^2) on |x| <= LIMIT to 3e-8, and to 3.2e-7 once computed in float32; a minimax fit
-# that nears 1 there. LIMIT is such that at it numerator and denominator are the same float: saturated
-# gates are exactly 0 and 1, so that a cell that is to keep its state does so for any number of steps.
+# tanh(x) = x P(x^2) / Q(x^2), a minimax fit on |x| <= LIMIT. Computed in float32 it is within 3.3e-7, and the
+# sigmoid within 2.1e-7. At LIMIT, numerator and denominator are the same float: saturated gates are exactly 0 and
+# 1, so a cell that is to keep its state does so for any number of steps.
 LIMIT = np.float32(9)
 P0, P1, P2, P3, P4 = map(np.float32, (0.99999994, 0.13389006, 0.0035053326, 2.0780222e-05, 1.3613181e-08))
 Q1, Q2, Q3, Q4 = map(np.float32, (0.4672231, 0.025913369, 0.00033020318, 7.877767e-07))
@@ -104,7 +104,10 @@ def add_products(weights, start, num_inputs, inputs, starts, offset, i, f, g, o,
 
 @with_constants
 def sums_from_tokens(weights, start, tokens, states, starts, S, H):
-    """What the input adds to the gates of layer 0. weights: a table (V, 4, H) from `start` on."""
+    """What the input adds to the gates of layer 0, for the tokens that `starts` points to.
+
+    weights: has a table (V, 4, H) from `start` on. starts: (S,), overwritten. states: not looked at.
+    """
     for s in range(S):
         starts[s] = 4 * H * tokens[starts[s]]
     i = load_runs(weights, starts, start, S, H)
@@ -116,7 +119,10 @@ def sums_from_tokens(weights, start, tokens, states, starts, S, H):
 
 @with_constants
 def sums_from_states(weights, start, tokens, states, starts, S, H):
-    """The same for the layers above. weights: biases (4, H), then a matrix (2 H, 4, H), from `start` on."""
+    """The same for the layers above, from the states (T + 1, 2, H) of the layer below. tokens: not looked at.
+
+    weights: has biases (4, H) and then a matrix (2 H, 4, H) from `start` on.
+    """
     for s in range(S):
         starts[s] *= 2 * H
     i = load(weights, start, S, H)
@@ -132,7 +138,9 @@ def run_layer(
 ):
     """One layer over all rows, both directions: fills `above`, (T + 1, 2, H), from `tokens` or from `below`.
 
-    begins: row r has the tokens begins[r] .. begins[r + 1] - 1; one more, the spare, is computed by idle slots.
+    input_sums: `sums_from_tokens` or `sums_from_states`. input_start, input_size: where its weights begin, and
+    how many each direction has. recurrent_start: where the layer's recurrent weights (2, H, 4, H) begin.
+    begins: row r has the tokens begins[r] .. begins[r + 1] - 1. Token T is spare: idle slots compute it.
     """
     num_rows = len(begins) - 1
     h = np.zeros(2 * S * H, np.float32)  # (2, S, H), and so c
@@ -144,6 +152,7 @@ def run_layer(
     starts = np.zeros(S, np.int64)
     next_row = 0
     while True:
+        # Slots whose row has ended take the next one, or idle.
         for s in range(S):
             if steps_left[s] == 0 and next_row < num_rows:
                 at[s], at[S + s] = begins[next_row], begins[next_row + 1] - 1
@@ -157,6 +166,7 @@ def run_layer(
                 at[s] = at[S + s] = begins[num_rows]
                 stride[s] = stride[S + s] = 0
                 steps_left[s] = FOREVER
+        # All slots go on until the first of their rows ends.
         num_steps = FOREVER
         for s in range(S):
             num_steps = min(num_steps, steps_left[s])
@@ -242,19 +252,9 @@ def compile_pool_rows(S: int, H: int) -> Callable[..., None]:
             below, above = above, states[layer % 2]
             size = (1 + 2 * H) * 4 * H  # of one direction's projection
             run_layer(
-                sums_from_states,
-                projections,
-                (layer - 1) * 2 * size,
-                size,
-                recurrents,
-                layer * 2 * H * 4 * H,
-                begins,
-                tokens,
-                below,
-                above,
-                S,
-                H,
-            )
+                sums_from_states, projections, (layer - 1) * 2 * size, size, recurrents, layer * 2 * H * 4 * H,
+                begins, tokens, below, above, S, H,
+            )  # fmt: skip
 
         for n in range(len(rows)):
             weights = attention_weights[offsets[rows[n]] : offsets[rows[n] + 1]]

@@ -16,12 +16,14 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.training import (
     FEWEST_STEPS,
+    HIGHEST_DECAY,
     USUAL_EPOCHS,
     EpochReport,
     Labelled,
     TrainingSettings,
     _crop,
     _Plan,
+    _weight_decay,
     train,
 )
 
@@ -239,6 +241,12 @@ def test_a_crop_is_a_piece_of_its_row() -> None:
     assert min(starts) >= 3
     assert max(starts) <= 25
     assert len(starts) > 10
+
+
+def test_weights_forget_over_ten_passes_unless_rows_are_few() -> None:
+    assert _weight_decay(TrainingSettings(learning_rate=0.01), steps_per_epoch=250) == pytest.approx(0.04)
+    assert _weight_decay(TrainingSettings(learning_rate=0.01), steps_per_epoch=2) == HIGHEST_DECAY
+    assert _weight_decay(TrainingSettings(weight_decay=0.0), steps_per_epoch=2) == 0
 
 
 def test_few_rows_are_passed_over_more_often() -> None:
