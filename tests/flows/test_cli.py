@@ -59,7 +59,7 @@ def test_classify_prints_a_summary_and_the_second_time_that_there_is_nothing_to_
     assert "420 in 4 shards (0 more were up to date)" in lines["rows"]
     assert "no tokens 4, tokens are null 4" in lines["errors"]
     assert "12,018 in " in lines["tokens"]
-    assert "(torch on cpu)" in lines["tokens"]
+    assert "(fused-cpu on cpu)" in lines["tokens"]
     assert "digits " in lines["predictions"]
     assert "accuracy 0.9" in lines["against labels"]
     assert trained.version in lines["checkpoint"]
