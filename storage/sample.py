@@ -72,8 +72,7 @@ class FileType:
 
 
 # Chosen for bytes whose order tells more than their frequency: Python, its stubs and the text in both share an
-# alphabet, as C and JavaScript do, and bytecode holds docstrings. Left out are types that 512 bytes do not tell
-# apart, with any method: Cython (most of it is Python), C sources beside headers, several kinds of compressed data.
+# alphabet, as C and JavaScript do, and bytecode holds docstrings. Cython is left out: most of it reads as Python.
 FILE_TYPES = (
     FileType("c-header", (".h", ".hh", ".hpp", ".cuh")),
     FileType("csv", (".csv",), names=("RECORD",)),  # RECORD lists the files of an installed package
