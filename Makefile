@@ -21,10 +21,10 @@ demo: .venv/installed ## Sample real files, train on them, classify them (a few 
 	  echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
 	  exit $$status; }
 
-kills: .venv/installed-test ## Kill scoring a thousand times (about an hour on two cores)
+kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)
 	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py
 
-damage: .venv/installed-test ## Read a hundred thousand damaged files (a quarter of an hour)
+damage: .venv/installed-test ## Read a hundred thousand damaged files (some ten minutes)
 	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py
 
 lint: .venv/installed-lint ## Check style, format and types
