@@ -205,11 +205,13 @@ def _bundles(pending: list[Pending]) -> Iterator[list[Pending]]:
     """Neighbouring shards, so many together that a task run is worth what it costs."""
     enough = max(_TASK_TOKEN_BYTES, sum(each.shard.token_bytes for each in pending) // _MAX_TASK_RUNS)
     bundle: list[Pending] = []
+    num_bytes = 0
     for each in pending:
         bundle.append(each)
-        if sum(held.shard.token_bytes for held in bundle) >= enough:
+        num_bytes += each.shard.token_bytes
+        if num_bytes >= enough:
             yield bundle
-            bundle = []
+            bundle, num_bytes = [], 0
     if bundle:
         yield bundle
 

@@ -37,7 +37,7 @@ for _name, _help in {
     app.command(f"{_module}:{_name}", name=_name, help=_help)
 
 _checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")
-_checkpoints.command("flows.commands:list_checkpoints", name="list", help="List them, oldest first.")
+_checkpoints.command("flows.checkpoints:list_checkpoints", name="list", help="List them, oldest first.")
 app.command(_checkpoints)
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from flows.examined import Examined
 from storage.errors import RegistryError
 from storage.findings import Problem
+from storage.footer import FOOTER_READERS
 from storage.output import Stamp, read_stamp
 from storage.registry import Registry, StoredCheckpoint
 from storage.shards import Shard
@@ -25,7 +26,6 @@ from storage.tokens import TokenRules, decode_tokens
 if TYPE_CHECKING:
     from attnlstm.engines import Engine
 
-_FOOTER_READERS = 32
 # Scored again on another machine or in other company, float32 results differ by roundings.
 _TOLERANCE = 1e-5
 # Which rows are scored again must not change from one call to the next.
@@ -87,7 +87,7 @@ class Checkpoints:
 def read_stamps(examined: Examined) -> dict[str, Stamp]:
     """The stamps of the predictions files that are there, by shard."""
     names = [shard.name for shard in examined.plan.shards]
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
         stamps = pool.map(lambda name: read_stamp(examined.output.predictions(name)), names)
         return {name: stamp for name, stamp in zip(names, stamps, strict=True) if stamp}
 

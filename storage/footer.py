@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from storage.errors import FileError, first_line
 from storage.location import Location
 
+# Footers are small reads that mostly wait, so many at once; more than this gains nothing on object stores.
+FOOTER_READERS = 32
+
 _MAGIC = b"PAR1"
 # One read of this size holds the whole footer of most files.
 _TAIL_BYTES = 64 << 10

@@ -15,6 +15,7 @@ from typing import Literal
 
 import pyarrow.fs as pafs
 
+from storage.footer import FOOTER_READERS
 from storage.location import TEMPORARY_SUFFIX, Location
 from storage.output import Output, read_stamp
 from storage.shards import ShardPlan
@@ -22,7 +23,6 @@ from storage.source import Source
 
 Reason = Literal["input is gone", "superseded", "unknown origin", "left by a killed run"]
 
-_FOOTER_READERS = 32
 _KINDS = ("predictions", "attention")
 _PART = re.compile(r"-\d{5,}-of-\d{5,}$")
 # As `Location.replacing` names them.
@@ -71,7 +71,7 @@ def find_orphans(output: Output, source: Source, plan: ShardPlan, *, is_pattern:
         for path, name, num_bytes in _files(output, _folder_of(source))
         if name not in planned and _in_scope(source, name)
     ]
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
         made_from = dict(zip(candidates, pool.map(lambda each: _made_from(output, each[0]), candidates), strict=True))
         others = sorted({file for each in candidates for file in _inputs(each[1], made_from[each])} - named)
         exists = dict(zip(others, pool.map(lambda file: _exists(source.root / file), others), strict=True))
@@ -125,7 +125,7 @@ def clear_superseded(output: Output, plan: ShardPlan) -> tuple[str, ...]:
         for path, name, num_bytes in _files(output, folder)
         if name not in planned and not stems.isdisjoint(_stems(name))
     ]
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
         origins = pool.map(lambda each: _made_from(output, each[0]), candidates)
         superseded = [
             Orphan(path, "superseded", file, num_bytes)

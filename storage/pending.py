@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from storage.footer import FOOTER_READERS
 from storage.output import Output, Stamp, read_stamp
 from storage.shards import Shard
 
 Mode = Literal["missing", "stale", "all"]
-_FOOTER_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def find_pending(
     """
     if mode == "all":
         return [Pending(shard, "asked for") for shard in shards]
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
         stamps = pool.map(lambda shard: _committed(output, shard), shards)
         pairs = [
             (shard, _reason(stamp, Stamp.of(shard, checkpoint, checkpoint_digest, output.settings), mode))

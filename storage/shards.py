@@ -12,11 +12,8 @@ import pyarrow.parquet as pq
 
 from storage.columns import Columns
 from storage.errors import FileError, SourceError
-from storage.footer import Footer, read_footer
+from storage.footer import FOOTER_READERS, Footer, read_footer
 from storage.source import Source, SourceFile
-
-# Footers are small reads that mostly wait, so many at once; more than this gains nothing on object stores.
-_FOOTER_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
 
     Raises SourceError if two inputs would have the same output name (`a` and `a.parquet`).
     """
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
         planned = pool.map(lambda file: _plan_file(source, file, columns, limits), source.files)
         shards: list[Shard] = []
         unreadable: list[UnreadableFile] = []
