@@ -5,7 +5,7 @@ Where storage and the model meet. Knows nothing about Prefect.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.overlap import read_ahead, write_behind
 from storage.errors import FileError
 from storage.location import Location
 from storage.manifest import FailureRecord, ShardRecord
@@ -28,7 +29,7 @@ from storage.tokens import TokenRows, TokenRules, decode_tokens
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
-    from attnlstm.engines import Device, Engine, EngineName
+    from attnlstm.engines import Device, Engine, EngineName, Scores
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,23 @@ def score_shard(
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
     scorer = Scorer(job.checkpoint_version, job.checkpoint_digest, loaded.config.classes)
     tally = _Tally(loaded.config.classes)
-    schema = shard_footer(job.source_root, shard).schema
-    with write_shard(job.output, shard, scorer) as writer:
-        columns = settings.columns.to_read(schema, shard.file)
+    columns = settings.columns.to_read(shard_footer(job.source_root, shard).schema, shard.file)
+
+    def pieces() -> Iterator[tuple[pa.Table, TokenRows]]:
         for table in read_shard(job.source_root, shard, columns, chunk_bytes=settings.chunk_bytes):
-            rows = decode_tokens(table[settings.columns.tokens], rules)
-            scores = loaded.engine.score(rows.values, rows.offsets)
+            yield table, decode_tokens(table[settings.columns.tokens], rules)
+
+    with write_shard(job.output, shard, scorer) as writer:
+
+        def keep(table: pa.Table, rows: TokenRows, scores: "Scores") -> None:
             writer.write(table, rows, scores.probabilities, scores.attention_weights)
             tally.add(rows, scores.probabilities, _labels(job.label_column, table, shard))
-            on_rows(table.num_rows)
+
+        # Both end before the files are put in place, and before they are let go of.
+        with read_ahead(pieces()) as coming, write_behind(keep) as keep_behind:
+            for table, rows in coming:
+                keep_behind(table, rows, loaded.engine.score(rows.values, rows.offsets))
+                on_rows(table.num_rows)
     return tally.scored(shard, reason, time.perf_counter() - started)
 
 

@@ -25,8 +25,11 @@ from storage.tokens import TokenRows
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
 _PREDICTION_GROUP_ROWS = 131_072
-# Checksums let readers and `verify` tell a flipped bit from a value.
-_COMPRESSION = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+# Level 1 is as small as level 3 on split floats, and a quarter faster. Checksums let readers and `verify` tell a
+# flipped bit from a value.
+_COMPRESSION = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+# Values that Parquet's encoder takes at once; its default of 1,024 costs a tenth more on lists of floats.
+_ENCODED_AT_ONCE = 1 << 16
 # Our float columns and where Parquet keeps their values.
 _PREDICTION_FLOATS = {"score": "score", "probabilities": "probabilities.list.element"}
 _ATTENTION_FLOATS = {"weights": "weights.list.element"}
@@ -220,4 +223,10 @@ def _encoding(schema: pa.Schema, floats: dict[str, str]) -> dict[str, object]:
     """Dictionaries for words that repeat; byte-stream-split for floats, whose bytes compress apart."""
     split = {path: "BYTE_STREAM_SPLIT" for path in floats.values() if path.partition(".")[0] in schema.names}
     plain = {"id", "num_tokens", "truncated", *floats, "positions"}
-    return {"use_dictionary": [name for name in schema.names if name not in plain], "column_encoding": split}
+    return {
+        "use_dictionary": [name for name in schema.names if name not in plain],
+        "column_encoding": split,
+        # The least and largest of a row group's weights let nobody skip it, and cost a tenth of the writing.
+        "write_statistics": ["id"] if "weights" in schema.names else True,
+        "write_batch_size": _ENCODED_AT_ONCE,
+    }

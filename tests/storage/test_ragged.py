@@ -21,3 +21,21 @@ def test_top_of_rows_is_each_row_sorted_and_cut(rows: list[list[float]], count: 
     assert kept.tolist() == [weight for row in expected for _, weight in row]
     assert positions.dtype == np.int32
     assert kept.dtype == np.float32
+
+
+def test_a_very_long_row_among_many_short_ones() -> None:
+    offsets = np.concatenate(([0], np.cumsum([1] * 5000 + [1 << 21] + [2] * 5000))).astype(np.int64)
+    weights = np.random.default_rng(0).random(offsets[-1], np.float32)
+    positions, kept, kept_offsets = top_of_rows(weights, offsets, 2)
+    assert kept_offsets[-1] == 5000 + 2 + 10_000
+    assert positions[5000] == weights[5000 : 5000 + (1 << 21)].argmax()
+    pairs = weights[offsets[5001] :].reshape(-1, 2)
+    assert positions[5002:].reshape(-1, 2)[:, 0].tolist() == pairs.argmax(1).tolist()
+    assert kept[5002:].reshape(-1, 2).tolist() == (-np.sort(-pairs, axis=1)).tolist()
+
+
+def test_weights_that_are_not_numbers_stay_in_their_rows() -> None:
+    weights = np.array([0.5, np.nan, 0.25, 0.75], np.float32)
+    positions, _, offsets = top_of_rows(weights, np.array([0, 2, 4]), 1)
+    assert positions.tolist() == [1, 1]
+    assert offsets.tolist() == [0, 1, 2]
