@@ -14,6 +14,7 @@ from flows.session import run_command
 
 _INSPECTION = "flows.inspection"  # without Prefect, so that looking is quick
 _MODULES = {"demo": "flows.demo", "plan": _INSPECTION, "verify": _INSPECTION, "prune": _INSPECTION}
+_FLOWS = frozenset({"retrain", "classify", "backfill", "demo"})
 
 app = App(
     name="attnlstm",
@@ -59,4 +60,5 @@ def main() -> None:
     words = sys.argv[1:]
     # Before anything is parsed: finding a command imports it, and with it Prefect, which reads its settings then.
     verbose = "--verbose" in words
-    sys.exit(run_command(lambda: app.meta(words), verbose=verbose))
+    with_prefect = bool(_FLOWS.intersection(words)) and not {"-h", "--help"}.intersection(words)
+    sys.exit(run_command(lambda: app.meta(words), verbose=verbose, with_prefect=with_prefect))
