@@ -120,7 +120,7 @@ def classify(
     if pending:
         # Before the output is touched: one error if the checkpoint can't be used, not one a shard.
         outcome.engine = load_checkpoint(job, stored).describe()
-        with only_run(place.root, str(flow_run.name)) as hold:
+        with only_run(place.root, str(flow_run.name), scope=found.scope) as hold:
             place.prepare(str(found.root))
             clear_superseded(place, plan)
             _score(replace(job, output=replace(place, hold=hold)), pending, outcome)

@@ -1,12 +1,15 @@
-"""One run at a time on one output.
+"""One run at a time on one output, or on one part of it.
 
-On a local disk the operating system holds the lock and lets go of it when the process ends, however it ends, so
-a killed run never blocks the next one.
+A run holds the scope of its source, a folder or file below the output's folders ("" is all of it), and is refused while
+another one holds the same, something within it or around it: partitions may be scored side by side.
+
+On a local disk each run has a file in OUTPUT/.locks, which the operating system locks and lets go of when the process
+ends, however it ends, so a killed run never blocks the next one. Runs come and go one at a time, under a lock of all.
 
 Object stores have no locks, so there a run holds a lease: OUTPUT/.leases/<random>.json, which it writes again and
 again for as long as it is at work. A run first writes its own lease and then lists the folder; if another live one is
-there, it removes its own and is refused. Since each writes before it lists, and lists show every write that was
-completed before (S3, GCS and Azure promise that), two runs never both go on; starting in the same instant, both
+in its way, it removes its own and is refused. Since each writes before it lists, and lists show every write that was
+completed before (S3, GCS and Azure promise that), two such runs never both go on; starting in the same instant, both
 may be refused. A lease that was not renewed for `live_seconds` is of a run that was killed, and is removed. Whether it
 was is told from the store's own time stamps only, so clocks need not agree.
 """
@@ -38,8 +41,10 @@ RENEW_SECONDS = 15.0
 # time stamps in whole seconds.
 _GIVE_UP = 2 / 3
 
-_LOCK = ".lock"
-_HOLDER = ".lock-holder.json"
+# Coming and going takes milliseconds.
+_COMING_AND_GOING_SECONDS = 60.0
+
+_LOCKS = ".locks"
 _LEASES = ".leases"
 
 
@@ -65,14 +70,20 @@ class Hold:
 
 @contextmanager
 def only_run(
-    output: Location, run: str, *, live_seconds: float = LIVE_SECONDS, renew_seconds: float = RENEW_SECONDS
+    output: Location,
+    run: str,
+    *,
+    scope: str = "",
+    live_seconds: float = LIVE_SECONDS,
+    renew_seconds: float = RENEW_SECONDS,
 ) -> Iterator[Hold]:
-    """Hold `output` for the run named `run`. Raises OutputError, which says who holds it, if another run does.
+    """Hold `scope` of `output` for the run named `run`. Raises OutputError, which says who is in the way, if a run is.
 
     live_seconds, renew_seconds: of leases in object stores, as above; the same for all runs on one output.
     """
     who = {
         "run": run,
+        "scope": scope,
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,21 +98,52 @@ def only_run(
 
 @contextmanager
 def _locked(folder: Path, who: dict[str, Any]) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
-    holder = Location.parse(folder) / _HOLDER
+    locks = folder / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    own = locks / f"{secrets.token_hex(8)}.json"
+    lock = FileLock(own.with_suffix(".lock"))
+    with _alone(locks):
+        for other in sorted(locks.glob("*.json")):
+            _refuse_or_remove(other, folder, who["scope"])
+        lock.acquire(timeout=0)
+        own.write_text(json.dumps(who))
+    try:
+        yield
+    finally:
+        with _alone(locks):
+            own.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+@contextmanager
+def _alone(locks: Path) -> Iterator[None]:
+    """Nobody else comes or goes meanwhile."""
+    try:
+        with FileLock(locks / ".all", timeout=_COMING_AND_GOING_SECONDS):
+            yield
+    except Timeout:
+        raise OutputError(
+            f"Another run has been starting or ending in {locks.parent} for {_COMING_AND_GOING_SECONDS:.0f} s. "
+            "Run the same command again."
+        ) from None
+
+
+def _refuse_or_remove(other: Path, folder: Path, scope: str) -> None:
+    """Raises OutputError if the run of this file lives and is in the way; removes what a killed one left."""
+    lock = FileLock(other.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise OutputError(
-            f"Another run is writing to {folder}: {_holder(holder)}. Wait until it ends, or write to another folder."
-        ) from None
-    try:
-        holder.write_bytes(json.dumps(who).encode())
-        yield
-    finally:
-        holder.delete()
-        lock.release()
+        if _overlap(scope, _scope(Location.parse(other))):
+            raise OutputError(
+                f"Another run is writing to {folder}: {_holder(Location.parse(other))}. Wait until it ends, or write "
+                "to another folder."
+            ) from None
+        return
+    other.unlink(missing_ok=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 @contextmanager
@@ -110,7 +152,7 @@ def _leased(output: Location, who: dict[str, Any], live_seconds: float, renew_se
     heartbeat = _Heartbeat(lease, json.dumps(who).encode(), live_seconds, renew_seconds)
     heartbeat.start()
     try:
-        _refuse_company(output, lease, live_seconds)
+        _refuse_company(output, lease, live_seconds, who["scope"])
         yield lease
     finally:
         heartbeat.stop()
@@ -118,8 +160,8 @@ def _leased(output: Location, who: dict[str, Any], live_seconds: float, renew_se
             lease.delete()
 
 
-def _refuse_company(output: Location, lease: Location, live_seconds: float) -> None:
-    """Raises OutputError if there is a live lease besides `lease`; removes those that have run out."""
+def _refuse_company(output: Location, lease: Location, live_seconds: float, scope: str) -> None:
+    """Raises OutputError if a live lease besides `lease` is in the way; removes those that have run out."""
     infos = {info.path: info for info in (output / _LEASES).walk() if info.type == pafs.FileType.File}
     if lease.path not in infos:
         raise OutputError(f"{lease} vanished as soon as it was written. Run the same command again.")
@@ -127,12 +169,13 @@ def _refuse_company(output: Location, lease: Location, live_seconds: float) -> N
     for path, info in infos.items():
         other = Location(output.filesystem, path)
         age = max(0.0, (now - info.mtime_ns) / 1e9)
-        if age < live_seconds:
+        if age >= live_seconds:
+            other.delete()
+        elif _overlap(scope, _scope(other)):
             raise OutputError(
                 f"Another run is writing to {output}: {_holder(other)}, last sign of life {age:.0f} s ago. Wait until "
                 f"it ends, or write to another folder. If it was killed, its hold ends {live_seconds:.0f} s after that."
             )
-        other.delete()
 
 
 class _Heartbeat:
@@ -176,6 +219,20 @@ class _Heartbeat:
             return False
         self._written = began
         return True
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of the two is the other, or something within it."""
+    shorter, longer = sorted((one, other), key=len)
+    return not shorter or longer == shorter or longer.startswith(f"{shorter}/")
+
+
+def _scope(location: Location) -> str:
+    """What a run holds; all of the output if it has not said."""
+    try:
+        return str(json.loads(location.read_bytes())["scope"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _holder(location: Location) -> str:
