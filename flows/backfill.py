@@ -1,24 +1,52 @@
-"""The backfill flow: classify a range of dates, one after the other."""
+"""The backfill flow: a range of partitions, each a run of classify, some of them at once."""
 
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.classify import classify
-from storage.errors import SourceError
-from storage.location import Location, below
-from storage.output import Output
+from flows.examined import examine
+from flows.planning import judge
+from flows.progress import RunProgress, showing
+from storage.errors import SourceError, StorageError
+from storage.location import Location
+from storage.manifest import read_manifest
+from storage.output import Output, OutputSettings
+from storage.partitions import Partition, PartitionRange
 from storage.pending import Mode
-from storage.source import find_source
+from storage.registry import Registry
+
+_NO_INPUT, _NOT_STARTED, _PLANNED = "No input", "Not started", "Planned"
+
+
+@dataclass(frozen=True)
+class PartitionRun:
+    """What came of one partition. rows, errors, seconds: of what was scored, or in a dry run of what would be."""
+
+    partition: str
+    state: str
+    rows: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    message: str = ""
 
 
 def _run_name() -> str:
     parameters = flow_run.parameters
-    return f"backfill {parameters['start']} to {parameters['end']} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    span = " to ".join(str(parameters[side] or "") for side in ("start", "end"))
+    return f"backfill {parameters['partition']} {span} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
 @flow(name="backfill", flow_run_name=_run_name)
@@ -26,56 +54,152 @@ def backfill(
     source: str,
     output: str,
     *,
-    start: date,
-    end: date,
+    start: str | None = None,
+    end: str | None = None,
     registry: str = "registry",
     checkpoint: str = "champion",
     mode: Mode = "missing",
     partition: str = "date",
-) -> State[dict[str, Any]]:
-    """Classify every date from start to end, both included. A date that fails does not stop the others.
+    where: list[Annotated[str, Field(pattern="^[^=]+=")]] = [],  # noqa: B006  (Prefect's form shows the default)
+    newest_first: bool = False,
+    parallel: Annotated[int, Field(ge=1)] = 1,
+    fail_fast: bool = False,
+    dry_run: bool = False,
+    fan_out: str | None = None,
+) -> State[list[dict[str, Any]]]:
+    """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
 
     An output that exists keeps the settings it was made with; a new one gets the defaults of classify.
 
     Args:
-        source: Folder or URI with Hive partitions of dates, such as date=2026-11-01.
-        output: Folder or URI for predictions, attention and manifests; the same for all dates.
-        start: First date.
-        end: Last date, included.
+        source: Folder or URI with Hive partitions, such as date=2026-11-01.
+        output: Folder or URI for predictions, attention and manifests; the same for all partitions.
+        start: First value, such as 2026-11-01. By default the range is open on this side.
+        end: Last value, included with all that begins with it. By default the range is open on this side.
         registry: Folder or URI of the checkpoint registry.
         checkpoint: "champion", a version in the registry, or a folder with config.json and model.safetensors.
         mode: Score what has no output ("missing"), also what another checkpoint scored ("stale"), or "all".
-        partition: Name of the partition column that holds the date.
+        partition: Name of the partition column that the range is of.
+        where: Conditions on other partition columns, such as region=eu. All of them must hold.
+        newest_first: Begin with the last partition instead of the first.
+        parallel: Partitions at once.
+        fail_fast: Start no more partitions after one has failed.
+        dry_run: Only say what would be scored.
+        fan_out: Deployment of classify, such as classify/partition, whose work pool's workers run the partitions.
     """
-    if end < start:
-        raise SourceError(f"The backfill ends on {end}, before it starts on {start}. Swap start and end.")
-    logger = get_run_logger()
-    days = [start + timedelta(days=offset) for offset in range((end - start).days + 1)]
-    recorded = Output.recorded_settings(Location.parse(output))
-    settings = {name: value for name, value in recorded.items() if name in classify.parameters.properties}
-    table = []
-    for day in days:
-        place = below(source, f"{partition}={day.isoformat()}")
-        try:
-            find_source(place)
-        except SourceError as error:
-            logger.info("%s has no input: %s", day, error)
-            table.append({partition: str(day), "state": "No input", "message": str(error)})
-            continue
-        state = classify(
-            place, output, registry=registry, checkpoint=checkpoint, mode=mode, **settings, return_state=True
-        )
-        table.append({partition: str(day), "state": state.name or "", "message": state.message or ""})
-    create_table_artifact(table, key="backfill-partitions", description=f"{len(days)} dates from {start} to {end}")
+    conditions = tuple((name, value) for name, _, value in (condition.partition("=") for condition in where))
+    partitions = PartitionRange(partition, start, end, conditions).find(source)
+    if not any(each.exists for each in partitions):
+        raise SourceError(f"No partition of {source} lies in the range. Check start, end and where.")
+    ordered = partitions[::-1] if newest_first else partitions
+    stored = Registry.open(registry).load(checkpoint)  # one version for all, whatever is promoted meanwhile
+    version = stored.version if checkpoint == "champion" else checkpoint
+    parameters = {"output": output, "registry": registry, "checkpoint": version, "mode": mode}
+    if dry_run:
+        runs = [_plan(each, output, registry, version, mode) for each in ordered]
+    else:
+        recorded = Output.recorded_settings(Location.parse(output))
+        parameters |= {name: value for name, value in recorded.items() if name in classify.parameters.properties}
+        run_one = partial(_on_pool, fan_out, parameters) if fan_out else partial(_here, parameters)
+        runs = list(_run_all(ordered, run_one, parallel, fail_fast))
+    place = {each.name: number for number, each in enumerate(ordered)}
+    table = [asdict(run) for run in sorted(runs, key=lambda run: place[run.partition])]
+    create_table_artifact(table, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
     return _final_state(table)
 
 
-def _final_state(table: list[dict[str, Any]]) -> State[dict[str, Any]]:
-    counts = {name: sum(row["state"] == name for row in table) for name in ("Completed", "No input")}
-    failed = [row for row in table if row["state"] not in counts]
-    summary = f"{counts['Completed']} of {len(table)} dates completed, {counts['No input']} without input"
-    if counts["No input"] == len(table):
-        return Failed(message=f"None of the {len(table)} dates has input. First: {table[0]['message']}")
+def _run_all(
+    partitions: tuple[Partition, ...], run_one: Callable[[Partition], PartitionRun], parallel: int, fail_fast: bool
+) -> Iterator[PartitionRun]:
+    """What came of each, as they end."""
+    logger = get_run_logger()
+    progress = RunProgress(
+        "partitions", len(partitions), artifact="backfill-progress", description="Partitions that have ended"
+    )
+    waiting = list(reversed(partitions))
+    running: set[Future[PartitionRun]] = set()
+    with showing(progress), ThreadPoolExecutor(parallel, "backfill") as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    each = waiting.pop()
+                    # Runs of classify are children of this run, which they learn from the context.
+                    running.add(pool.submit(copy_context().run, run_one, each))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    run = future.result()
+                    logger.info("%s: %s. %s", run.partition, run.state, run.message)
+                    progress.advance(1)
+                    progress.tick()
+                    yield run
+                    if fail_fast and run.state not in ("Completed", _NO_INPUT):
+                        yield from (PartitionRun(each.name, _NOT_STARTED) for each in waiting)
+                        waiting = []
+        except BaseException:
+            progress.stop()
+            raise
+
+
+def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
+    """A run of classify in this process."""
+    if not partition.exists:
+        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
+    state: State[Any] = classify(partition.place, **parameters, return_state=True)
+    return _ended(partition, state, parameters["output"], str(state.state_details.flow_run_id))
+
+
+def _on_pool(deployment: str, parameters: dict[str, Any], partition: Partition) -> PartitionRun:
+    """A run of classify on a worker of the deployment's pool."""
+    if not partition.exists:
+        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
+    run: Any = run_deployment(  # its type allows for a coroutine, which it returns in asynchronous code only
+        deployment,
+        parameters={"source": partition.place, **parameters},
+        # A retry of this backfill's run finds the runs that it has started; a new backfill starts its own.
+        idempotency_key=f"{flow_run.id} {partition.name}",
+        poll_interval=2,
+    )
+    return _ended(partition, run.state, parameters["output"], str(run.id))
+
+
+def _ended(partition: Partition, state: State[Any], output: str, run_id: str) -> PartitionRun:
+    manifest = read_manifest(Location.parse(output), run_id)
+    return PartitionRun(
+        partition.name,
+        state.name or "",
+        rows=manifest.totals["rows"] if manifest else 0,
+        errors=manifest.num_errors if manifest else 0,
+        seconds=manifest.seconds if manifest else 0.0,
+        message=state.message or "",
+    )
+
+
+def _plan(partition: Partition, output: str, registry: str, checkpoint: str, mode: Mode) -> PartitionRun:
+    """What a run would do, from footers alone."""
+    if not partition.exists:
+        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
+    place = Location.parse(output)
+    settings = OutputSettings.from_record(Output.recorded_settings(place))
+    try:
+        examined = examine(partition.place, Output(place, settings))
+        judged = judge(examined, Registry.open(registry).load(checkpoint), mode)
+    except StorageError as error:
+        return PartitionRun(partition.name, "Failed", message=str(error))
+    rows = sum(each.shard.num_rows for each in judged.pending)
+    reasons = Counter(judged.reasons.values())
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    return PartitionRun(partition.name, _PLANNED, rows=rows, message=f"shards: {counts}")
+
+
+def _final_state(table: list[dict[str, Any]]) -> State[list[dict[str, Any]]]:
+    counts = Counter(row["state"] for row in table)
+    failed = [row for row in table if row["state"] not in ("Completed", _NO_INPUT, _PLANNED, _NOT_STARTED)]
+    if counts[_PLANNED] and not failed:
+        rows = sum(row["rows"] for row in table)
+        return Completed(message=f"{rows:,} rows of {counts[_PLANNED]} partitions would be scored.", data=table)
+    others = [f"{counts[name]} {name.lower()}" for name in (_NO_INPUT, _NOT_STARTED) if counts[name]]
+    summary = ", ".join([f"{counts['Completed']} of {len(table)} partitions completed", *others])
     if failed:
-        return Failed(message=f"{summary}, {len(failed)} failed. First: {failed[0]['message']}")
-    return Completed(message=f"{summary}.")
+        first = f"First: {failed[0]['partition']}: {failed[0]['message']}"
+        return Failed(message=f"{summary}, {len(failed)} failed. {first}", data=table)
+    return Completed(message=f"{summary}.", data=table)

@@ -122,7 +122,7 @@ def classify(
         outcome.engine = load_checkpoint(job, stored).describe()
         with only_run(place.root, str(flow_run.name), scope=found.scope) as hold:
             place.prepare(str(found.root))
-            clear_superseded(place, plan)
+            clear_superseded(place, plan, found.scope)
             _score(replace(job, output=replace(place, hold=hold)), pending, outcome)
     manifest = RunManifest(
         run_id=str(flow_run.id),

@@ -63,6 +63,18 @@ def _print_message(state: State[Any], options: dict[str, Any] | None = None) -> 
     console.print(escape(state.message or state.name or "done"))
 
 
+def _backfilled(state: State[Any], options: dict[str, Any]) -> None:
+    runs: Any = state.result(raise_on_failure=False)
+    if isinstance(runs, list):
+        table = Table("partition", "state", "rows", "errors", "seconds", "", box=None)
+        for run in runs:
+            counts = (f"{run['rows']:,}", f"{run['errors']:,}", f"{run['seconds']:.1f}")
+            message = "" if run["state"] == "Completed" else run["message"]
+            table.add_row(*map(escape, (run["partition"], run["state"], *counts, message)))
+        _out.print(table)
+    _print_message(state)
+
+
 def _retrained(state: State[Any], options: dict[str, Any]) -> None:
     result = state.result()
     stored = Registry.open(options["registry"]).load(result["version"])
@@ -84,7 +96,7 @@ def _retrained(state: State[Any], options: dict[str, Any]) -> None:
 
 
 classify = _as_command(flows.classify.classify, _classified)
-backfill = _as_command(flows.backfill.backfill, _print_message)
+backfill = _as_command(flows.backfill.backfill, _backfilled)
 retrain = _as_command(flows.retrain.retrain, _retrained)
 
 

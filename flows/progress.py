@@ -30,9 +30,13 @@ class RunStoppedError(Exception):
 
 
 class RunProgress:
-    """Counts work done out of a total, from any thread. Nothing is drawn unless stderr is a terminal."""
+    """Counts work done out of a total, from any thread. Nothing is drawn unless stderr is a terminal.
+
+    Within a run that shows its own progress, it draws nothing, and stops when that one does.
+    """
 
     def __init__(self, what: str, total: int, *, artifact: str, description: str) -> None:
+        self._outer = current_progress.get()
         self._total = total
         self._done = 0
         self._lock = threading.Lock()
@@ -47,7 +51,7 @@ class RunProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
+            disable=self._outer is not None or not sys.stderr.isatty(),
             transient=True,
         )
         self._bar = self._bars.add_task(what, total=total)
@@ -71,11 +75,14 @@ class RunProgress:
 
         Raises RunStoppedError once `stop` was called.
         """
-        if self._stopping.is_set():
+        if self._is_stopping():
             raise RunStoppedError("the run was stopped")
         with self._lock:
             self._done += count
             self._bars.advance(self._bar, count)
+
+    def _is_stopping(self) -> bool:
+        return self._stopping.is_set() or (self._outer is not None and self._outer._is_stopping())
 
     def set_total(self, total: int) -> None:
         """Say how much there is, where that is known late."""

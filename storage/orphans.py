@@ -26,7 +26,7 @@ Reason = Literal["input is gone", "superseded", "unknown origin", "left by a kil
 _KINDS = ("predictions", "attention")
 _PART = re.compile(r"-\d{5,}-of-\d{5,}$")
 # As `Location.replacing` names them.
-_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
 @dataclass(frozen=True, order=True)
@@ -90,30 +90,43 @@ def find_orphans(output: Output, source: Source, plan: ShardPlan, *, is_pattern:
     return tuple(sorted(found))
 
 
-def find_leftovers(output: Output) -> tuple[Orphan, ...]:
-    """Temporary files of runs that were killed, in order of path. Hold the output's lock: a live run has them too.
+def find_leftovers(output: Output, scope: str = "") -> tuple[Orphan, ...]:
+    """Temporary files of runs that were killed, in order of path. Hold the output's scope: a live run has them too.
 
-    Nothing in an object store, where unfinished files are never seen.
+    scope: the folder or file below the root of the input that is looked at; "" for the whole output. Nothing in an
+    object store, where unfinished files are never seen.
     """
     if not output.root.is_local or not output.root.is_folder():
         return ()
-    infos = list(output.root.filesystem.get_file_info(pafs.FileSelector(output.root.path)))
-    for folder in (*_KINDS, "runs"):
-        infos += (output.root / folder).walk()
+    if scope:
+        infos = [info for kind in _KINDS for info in (output.root / f"{kind}/{os.path.dirname(scope)}").walk()]
+    else:
+        infos = list(output.root.filesystem.get_file_info(pafs.FileSelector(output.root.path)))
+        infos += [info for folder in (*_KINDS, "runs") for info in (output.root / folder).walk()]
     return tuple(
         sorted(
             Orphan(output.root.relative(info.path), "left by a killed run", "", info.size)
             for info in infos
-            if info.type == pafs.FileType.File and _TEMPORARY.fullmatch(info.base_name)
+            if info.type == pafs.FileType.File and _is_leftover(output.root.relative(info.path), scope)
         )
     )
 
 
-def clear_superseded(output: Output, plan: ShardPlan) -> tuple[str, ...]:
-    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and leftovers.
+def _is_leftover(path: str, scope: str) -> bool:
+    """Whether a path below the output's root is that of a temporary file for something in the scope."""
+    folder, name = os.path.split(path)
+    temporary = _TEMPORARY.fullmatch(name)
+    if not temporary or not scope:
+        return bool(temporary)
+    shard = os.path.join(folder, temporary[1]).partition("/")[2]
+    return shard.startswith(f"{scope}/") or scope.removesuffix(".parquet") in _stems(shard)
 
-    To be called before scoring, with the output's lock held: an input that has grown or shrunk to another number of
-    shards is then never there twice. Returns the paths removed, below the output's root.
+
+def clear_superseded(output: Output, plan: ShardPlan, scope: str = "") -> tuple[str, ...]:
+    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and leftovers in `scope`.
+
+    To be called before scoring, with the scope of the plan's source held: an input that has grown or shrunk to another
+    number of shards is then never there twice. Returns the paths removed, below the output's root.
     """
     files = {shard.file for shard in plan.shards}
     planned = {shard.name for shard in plan.shards}
@@ -132,7 +145,7 @@ def clear_superseded(output: Output, plan: ShardPlan) -> tuple[str, ...]:
             for (path, num_bytes), file in zip(candidates, origins, strict=True)
             if file in files
         ]
-    return remove(output, [*superseded, *find_leftovers(output)])
+    return remove(output, [*superseded, *find_leftovers(output, scope)])
 
 
 def remove(output: Output, orphans: Iterable[Orphan]) -> tuple[str, ...]:

@@ -96,7 +96,9 @@ def test_backfill_prints_how_many_dates_were_scored(
 
     ended = attnlstm(*words, "--start", "2026-11-03", "--end", "2026-11-04")
 
-    assert (ended.code, ended.out, ended.err) == (0, "1 of 2 dates completed, 1 without input.\n", "")
+    assert (ended.code, ended.err) == (0, "")
+    assert "date=2026-11-04  Completed  " in ended.out
+    assert ended.out.endswith("1 of 2 partitions completed, 1 no input.\n")
 
 
 def test_classify_with_a_broken_file_ends_failed_and_names_it(
@@ -200,7 +202,7 @@ def test_backfill_that_ends_before_it_starts_is_refused(
     attnlstm: Run, dataset: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     words = (str(dataset), str(tmp_path / "output"), "--start", "2026-11-04", "--end", "2026-11-01")
-    refused(attnlstm("backfill", *words), "ends on 2026-11-01, before it starts on 2026-11-04. Swap start and end.")
+    refused(attnlstm("backfill", *words), "ends with date=2026-11-01, before it starts with 2026-11-04. Swap start and")
 
 
 def test_verbose_shows_the_traceback_before_the_message(classify: Run, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_verbose_shows_the_traceback_before_the_message(classify: Run, tmp_path:
         (("classify", "source", "output", "--workers", "0"), "greater than or equal to 1"),
         (("classify", "source", "output", "--save-attention", "top:0"), "--save-attention"),
         (("classify", "source", "output", "--mode", "sometimes"), "--mode"),
-        (("backfill", "source", "output", "--start", "soon", "--end", "2026-11-04"), "--start"),
+        (("backfill", "source", "output", "--parallel", "0"), "greater than or equal to 1"),
         (("retrain", "source", "--epochs", "0"), "greater than or equal to 1"),
         (("shrink", "source"), 'Unknown command "shrink"'),
     ],

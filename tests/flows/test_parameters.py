@@ -44,4 +44,4 @@ def test_form_knows_bounds_and_choices() -> None:
     assert form["workers"]["anyOf"][0]["minimum"] == 1
     assert form["save_attention"]["pattern"]
     assert _properties("retrain")["attention"]["enum"] == ["additive", "multihead"]
-    assert _properties("backfill")["start"]["format"] == "date"
+    assert _properties("backfill")["parallel"]["minimum"] == 1

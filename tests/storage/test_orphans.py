@@ -212,6 +212,26 @@ def test_leftovers_of_killed_runs_are_found_in_each_place_where_a_run_writes(dat
     assert leftovers == tuple(Orphan(path, "left by a killed run", "", len(b"unfinished")) for path in LEFT)
 
 
+@pytest.mark.parametrize(
+    ("scope", "found"),
+    [
+        ("date=2026-11-01", ["date=2026-11-01/.a.parquet.0123abcd.tmp"]),
+        ("date=2026-11-02/a.parquet", ["date=2026-11-02/.a-00000-of-00002.parquet.0123abcd.tmp"]),
+        ("date=2026-11-03", []),
+    ],
+)
+def test_only_leftovers_of_the_part_that_is_held_are_found(output: Output, scope: str, found: list[str]) -> None:
+    names = (
+        "date=2026-11-01/.a.parquet.0123abcd.tmp",
+        "date=2026-11-011/.a.parquet.0123abcd.tmp",
+        "date=2026-11-02/.a-00000-of-00002.parquet.0123abcd.tmp",
+        "date=2026-11-02/.ab.parquet.0123abcd.tmp",
+    )
+    _leave(output, "runs/.5.json.0123abcd.tmp", *(f"predictions/{name}" for name in names))
+
+    assert [each.path for each in find_leftovers(output, scope)] == [f"predictions/{name}" for name in found]
+
+
 def test_a_file_being_replaced_has_a_name_that_counts_as_leftover(output: Output) -> None:
     with output.predictions("a.parquet").replacing() as temporary:
         temporary.write_bytes(b"unfinished")
