@@ -12,6 +12,13 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
 
+LONG_ROWS_MORE = 4
+"""How many times the usual tokens a batch of few long rows may have. Of two rows a processor reads the weights as
+often as of sixteen."""
+
+ALIKE = 0.98
+"""Such a row is at least this share of the batch's longest."""
+
 
 def check_ragged(values: Integers, offsets: npt.NDArray[np.int64], num_tokens_known: int) -> None:
     """Raises ValueError unless every row has a token and every token id is in 0 .. num_tokens_known - 1."""
@@ -30,13 +37,17 @@ def check_ragged(values: Integers, offsets: npt.NDArray[np.int64], num_tokens_kn
             raise ValueError(f"token ids must be in 0..{num_tokens_known - 1}; found {lowest}..{highest}")
 
 
-def plan_batches(lengths: Integers, *, max_tokens: int, max_rows: int) -> Iterator[npt.NDArray[np.int64]]:
+def plan_batches(
+    lengths: Integers, *, max_tokens: int, max_rows: int, min_rows: int = 1
+) -> Iterator[npt.NDArray[np.int64]]:
     """Row indices of each batch: rows of like length together, longest first.
 
     lengths: integer (N,), all at least 1.
     max_tokens: a batch's rows times its longest row stay within this; a single longer row is a batch of its
     own.
     max_rows: most rows in a batch.
+    min_rows: with fewer than these, where rows are long, a batch goes on to LONG_ROWS_MORE * max_tokens, with rows
+    that cost next to no padding.
     Every row is in exactly one batch; among equal lengths, earlier rows come first.
     """
     # Longest first: what is left for last is small, so threads that share the batches end together.
@@ -44,9 +55,23 @@ def plan_batches(lengths: Integers, *, max_tokens: int, max_rows: int) -> Iterat
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
-        rows = order[start : start + max(1, min(max_rows, max_tokens // longest))]
+        num_rows = max(1, min(max_rows, max_tokens // longest))
+        if num_rows < min_rows:
+            next_lengths = lengths[order[start : start + min(min_rows, LONG_ROWS_MORE * max_tokens // longest)]]
+            num_rows = max(num_rows, int((next_lengths >= ALIKE * longest).sum()))
+        rows = order[start : start + num_rows]
         yield rows
         start += len(rows)
+
+
+def plan_pieces(offsets: npt.NDArray[np.int64], max_tokens: int) -> Iterator[slice]:
+    """Rows in input order, as slices of at most max_tokens tokens; a single longer row is a slice of its own."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield slice(start, stop)
+        start = stop
 
 
 def pad(

@@ -56,17 +56,24 @@ class AttentionLSTM(nn.Module):
         lengths: integer (B,), real tokens of each row, 1 to T.
         generator: source of the dropout in training; None for torch's global one.
         Returns logits float (B, C), before the temperature, and attention weights float (B, T): exactly 0 on
-        padding, rows sum to 1. Raises ValueError if shapes disagree or a length is outside 1 to T.
+        padding, rows sum to 1. Raises ValueError if shapes disagree or, on a CPU, a length is outside 1 to T.
         """
         _check_batch(token_ids, lengths)
         mask = torch.arange(token_ids.shape[1], device=lengths.device) < lengths[:, None]
-        states = self._hidden_states(token_ids, lengths, generator)
-        if isinstance(self.attention, AdditiveAttention):
-            context, weights = self.attention(states, mask)
-        else:
-            context, weights = summed_attention(self.attention, self.q(states), self.k(states), self.v(states), mask)
+        context, weights = self.pool(self._hidden_states(token_ids, lengths, generator), mask)
         logits: Tensor = self.mlp(context)
         return logits, weights
+
+    def pool(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """One context vector of each row, and what each step weighs in it. Other poolings override this.
+
+        states: float (B, T, 2H), finite and meaningless on padding. mask: bool (B, T), True for real tokens.
+        Returns context (B, 2H) and weights (B, T).
+        """
+        if isinstance(self.attention, AdditiveAttention):
+            context, weights = self.attention(states, mask)
+            return context, weights
+        return summed_attention(self.attention, self.q(states), self.k(states), self.v(states), mask)
 
     def _hidden_states(self, token_ids: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Tensor:
         """The last layer's states (B, T, 2H). On padding they are finite and mean nothing.
@@ -129,6 +136,8 @@ def _check_batch(token_ids: Tensor, lengths: Tensor) -> None:
         raise ValueError(
             f"token_ids must be (B, T) and lengths (B,); got {tuple(token_ids.shape)} and {tuple(lengths.shape)}"
         )
+    if lengths.is_cuda:
+        return  # looking would wait for the device
     num_steps = token_ids.shape[1]
     outside = (lengths < 1) | (lengths > num_steps)
     if outside.any():

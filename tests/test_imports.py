@@ -25,7 +25,12 @@ import importlib, pkgutil, sys
 
 pending = sys.argv[1:]
 while pending:
-    module = importlib.import_module(pending.pop())
+    try:
+        module = importlib.import_module(pending.pop())
+    except ModuleNotFoundError as error:
+        if error.name != "triton":  # which is for Linux
+            raise
+        continue
     below = pkgutil.iter_modules(getattr(module, "__path__", []), module.__name__ + ".")
     pending += [name for _, name, _ in below if not name.endswith("__main__")]
 print(*sys.modules, sep="\\n")

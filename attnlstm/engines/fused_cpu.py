@@ -1,13 +1,12 @@
 """The engine for small networks on a CPU: the whole forward pass in one kernel over ragged rows.
 
-Owns what is prepared for the kernel: which networks fit, folded weights, groups of rows, threads. Knows
-nothing about how one step is computed, which is `fused_kernel`'s. Numba is imported when an engine is made,
-not with this file.
+Owns what is prepared for the kernel: which networks fit, groups of rows, threads. Knows nothing about how one
+step is computed, which is `fused_kernel`'s, or how weights fold, which is `folding`'s. Numba is imported when
+an engine is made, not with this file.
 
 Shape letters: H hidden size padded to a power of two, L layers, V vocabulary, N rows, C classes.
 """
 
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,15 @@ import numpy.typing as npt
 
 from attnlstm.batching import check_ragged
 from attnlstm.config import ModelConfig
-from attnlstm.engines import Scores
+from attnlstm.engines import Precision, Scores
+from attnlstm.engines.folding import Doubles, fold, fold_classifier, padded, weights_of
 from attnlstm.threads import worker_threads
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM
+
+SMALLEST_HIDDEN_SIZE = 8
+"""What smaller ones are padded to."""
 
 LARGEST_HIDDEN_SIZE = 32
 """From 64 on, torch's own kernel is near the processor's peak, and the weights outgrow the nearest cache."""
@@ -36,7 +39,6 @@ SCRATCH_TOKENS = 1 << 18
 that is longer still has the kernel to itself."""
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 
 def fits(config: ModelConfig) -> str | None:
@@ -47,7 +49,7 @@ def fits(config: ModelConfig) -> str | None:
         return (
             f"hidden_size is {config.hidden_size}; above {LARGEST_HIDDEN_SIZE} torch's own kernel is at least as fast"
         )
-    table_bytes = 2 * config.num_embeddings * 4 * _padded(config.hidden_size) * 4
+    table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size, SMALLEST_HIDDEN_SIZE) * 4
     if table_bytes > LARGEST_TABLE_BYTES:
         return (
             f"num_embeddings is {config.num_embeddings}, which makes a folded table of {table_bytes >> 20} MiB; "
@@ -77,6 +79,7 @@ class FusedCpuEngine:
 
     name = "fused-cpu"
     device = "cpu"
+    precision: Precision = "float32"
 
     def __init__(self, network: "AttentionLSTM", threads: int = 1) -> None:
         config = network.config
@@ -88,13 +91,14 @@ class FusedCpuEngine:
         self._config = config
         self._workers = worker_threads(threads, self.name)
         self._num_threads = threads
-        self._hidden_size = _padded(config.hidden_size)
+        self._hidden_size = padded(config.hidden_size, SMALLEST_HIDDEN_SIZE)
         self._num_slots = max(1, fused_kernel.lanes_in_registers() // self._hidden_size)
         self._pool_rows = fused_kernel.compile_pool_rows(self._num_slots, self._hidden_size)
         self._classify = fused_kernel.compile_classify()
-        weights = {name: weight.double().cpu().numpy() for name, weight in network.state_dict().items()}
-        self._kernel_weights = _fold(weights, config, self._hidden_size)
-        self._classifier = _classifier(weights, config, self._hidden_size)
+        weights = weights_of(network)
+        # The kernel's sigmoid is a tanh: (1 + tanh(x / 2)) / 2.
+        self._kernel_weights = tuple(map(_flat, fold(weights, config, self._hidden_size, sigmoid_scale=0.5)))
+        self._classifier = fold_classifier(weights, config, self._hidden_size)
 
     def score(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> Scores:
         """See `Engine.score`."""
@@ -132,60 +136,9 @@ class FusedCpuEngine:
             start += num_rows
 
 
-def _padded(hidden_size: int) -> int:
-    return max(8, 1 << (hidden_size - 1).bit_length())
-
-
-def _fold(weights: dict[str, Doubles], config: ModelConfig, H: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """The table, projections, recurrent matrices and score weights that `fused_kernel.compile_pool_rows` describes.
-
-    Units that only pad have weights of 0 and so states of 0.
-    """
-    table, projections, recurrents = [], [], []
-    for layer, direction in itertools.product(range(config.num_layers), ("", "_reverse")):
-        name = f"l{layer}{direction}"
-        bias = weights[f"sequence.bias_ih_{name}"] + weights[f"sequence.bias_hh_{name}"]
-        inputs = weights[f"sequence.weight_ih_{name}"].T  # (inputs, 4 gates x units), and so recurrent weights
-        if layer == 0:
-            table.append(_pad_gates(weights["embedding.weight"] @ inputs + bias, H))
-        else:
-            projections += [_pad_gates(bias[None], H), _pad_states(_pad_gates(inputs, H), H)]
-        recurrent = _pad_gates(weights[f"sequence.weight_hh_{name}"].T, H)
-        recurrents.append(_pad_rows(recurrent, H))
-    # v . (W h + b) is (v W) . h plus a number that is the same for all tokens, which the softmax ignores.
-    score = weights["attention.dot_product.weight"] @ weights["attention.qk_weights.weight"]
-    return _flat(table), _flat(projections), _flat(recurrents), _flat([_pad_states(score[0], H)])
-
-
-def _classifier(weights: dict[str, Doubles], config: ModelConfig, H: int) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-    """Weights (inputs, outputs) and biases of both linear layers. The temperature divides the logits."""
-    return (
-        np.ascontiguousarray(_pad_states(weights["mlp.0.weight"].T, H)),
-        weights["mlp.0.bias"],
-        np.ascontiguousarray(weights["mlp.2.weight"].T / config.temperature),
-        weights["mlp.2.bias"] / config.temperature,
-    )
-
-
-def _pad_gates(matrix: Doubles, H: int) -> Doubles:
-    """(n, 4 gates x units) to (n, 4, H), with the gates i, f and o halved: sigmoid(x) = (1 + tanh(x / 2)) / 2."""
-    gates = matrix.reshape(len(matrix), 4, -1) * np.array([0.5, 0.5, 1, 0.5])[:, None]
-    return np.pad(gates, ((0, 0), (0, 0), (0, H - gates.shape[2])))
-
-
-def _pad_states(matrix: Doubles, H: int) -> Doubles:
-    """(2 directions x units, ...) to (2 H, ...)."""
-    return np.concatenate([_pad_rows(direction, H) for direction in np.split(matrix, 2)])
-
-
-def _pad_rows(matrix: Doubles, H: int) -> Doubles:
-    return np.pad(matrix, [(0, H - len(matrix))] + [(0, 0)] * (matrix.ndim - 1))
-
-
-def _flat(matrices: list[Doubles]) -> Floats:
-    parts = [matrix.ravel() for matrix in matrices]
-    flat = _aligned((sum(map(len, parts)),))
-    flat[:] = np.concatenate(parts) if parts else 0
+def _flat(matrices: Doubles) -> Floats:
+    flat = _aligned((matrices.size,))
+    flat[:] = matrices.ravel()
     return flat
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlstm.batching import check_ragged, pad, plan_batches, unpad
+from attnlstm.batching import check_ragged, pad, plan_batches, plan_pieces, unpad
 
 OFFSETS = np.array([0, 2, 7, 8, 11])
 VALUES = np.array([10, 11, 20, 21, 22, 23, 24, 30, 40, 41, 42], np.uint8)
@@ -37,6 +37,23 @@ def test_like_lengths_share_a_batch_longest_first() -> None:
 
 def test_equal_lengths_keep_their_order() -> None:
     assert plan([5] * 7, max_tokens=15, max_rows=99) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_long_rows_of_like_length_make_larger_batches() -> None:
+    lengths = np.array([100, 99, 99, 98, 97, 100, 40], np.int64)
+    batches = plan_batches(lengths, max_tokens=200, max_rows=9, min_rows=5)
+    assert [rows.tolist() for rows in batches] == [[0, 5, 1, 2, 3], [4, 6]]
+    (rows, *_) = plan_batches(np.full(9, 100), max_tokens=150, max_rows=9, min_rows=8)
+    assert len(rows) == 6  # four times the tokens are the most
+    (rows, *_) = plan_batches(np.array([1000, 990]), max_tokens=100, max_rows=9, min_rows=5)
+    assert len(rows) == 1
+
+
+def test_pieces_are_rows_in_order_within_the_limit() -> None:
+    assert [(piece.start, piece.stop) for piece in plan_pieces(OFFSETS, 5)] == [(0, 1), (1, 2), (2, 4)]
+    assert list(plan_pieces(OFFSETS, 100)) == [slice(0, 4)]
+    assert list(plan_pieces(OFFSETS[:1], 5)) == []
+    assert list(plan_pieces(OFFSETS + 3, 1)) == [slice(row, row + 1) for row in range(4)]
 
 
 def test_unsigned_lengths_are_sorted_too() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from attnlstm.engines import torch_engine
+from attnlstm.batching import plan_batches
+from attnlstm.engines import Precision, Scores, torch_engine
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
 
@@ -21,6 +22,10 @@ Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_engine.MAX_TOKENS, "cpu", 130)
+
+
+def bits(scores: Scores) -> tuple[bytes, bytes]:
+    return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
 
 
 @torch.no_grad()
@@ -53,6 +58,108 @@ def test_several_threads_may_score_at_once(network: AttentionLSTM, ragged: Rows)
     for one, other in zip(expected, found, strict=True):
         assert one.probabilities.tobytes() == other.probabilities.tobytes()
         assert one.attention_weights.tobytes() == other.attention_weights.tobytes()
+
+
+def test_any_integers_will_do_and_none_are_written_to(network: AttentionLSTM, ragged: Rows) -> None:
+    values, offsets = ragged(LENGTHS)
+    engine = TorchEngine(network, "cpu")
+    expected = bits(engine.score(values, offsets))
+    for dtype in (np.uint8, np.int8, np.uint64, np.int32):
+        read_only = np.repeat(values.astype(dtype), 2)[::2]
+        read_only.flags.writeable = False
+        assert bits(engine.score(read_only, offsets.astype(np.int32))) == expected
+
+
+def test_pieces_put_each_row_in_its_place(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ragged(LENGTHS)
+    engine = TorchEngine(network, "cpu")
+    whole = engine.score(*rows)
+    monkeypatch.setattr(torch_engine, "PIECE_TOKENS", 80)
+    pieces = engine.score(*rows)
+    np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-6)
+    np.testing.assert_allclose(pieces.attention_weights, whole.attention_weights, atol=1e-6)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_so_are_later_ones(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ragged(LENGTHS * 2)
+    expected = TorchEngine(network, "cpu").score(*rows)
+    tried = limit_memory(monkeypatch, num_tokens=70)
+    engine = TorchEngine(network, "cpu")
+    for _ in range(2):
+        found = engine.score(*rows)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+        np.testing.assert_allclose(found.attention_weights, expected.attention_weights, atol=1e-6)
+    assert [record.message for record in caplog.records] == [
+        "The GPU's memory does not hold a batch of 244 tokens; from here on batches have at most 122.",
+        "The GPU's memory does not hold a batch of 122 tokens; from here on batches have at most 61.",
+    ]
+    assert len([num_tokens for num_tokens in tried if num_tokens > 70]) == 2
+
+
+def test_a_row_that_memory_does_not_hold_is_an_error(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, num_tokens=60)
+    with pytest.raises(MemoryError, match="a row of 61 tokens does not fit in the GPU's memory; score it on a CPU"):
+        TorchEngine(network, "cpu").score(*ragged(LENGTHS))
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
+    """Make networks run out of memory on more padded tokens than these. Returns the tokens of each pass, as tried."""
+    tried: list[int] = []
+    forward = AttentionLSTM.forward
+
+    def limited(self: AttentionLSTM, token_ids: torch.Tensor, lengths: torch.Tensor) -> object:
+        tried.append(token_ids.numel())
+        if token_ids.numel() > num_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, token_ids, lengths)
+
+    monkeypatch.setattr(AttentionLSTM, "forward", limited)
+    return tried
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16")
+def test_bfloat16_is_close_and_not_the_same(network: AttentionLSTM, ragged: Rows) -> None:
+    rows = ragged(LENGTHS)
+    engine = TorchEngine(network, "cpu", precision="bfloat16")
+    assert engine.precision == "bfloat16"
+    exact, rough = TorchEngine(network, "cpu").score(*rows), engine.score(*rows)
+    assert not np.array_equal(rough.probabilities, exact.probabilities)
+    np.testing.assert_allclose(rough.probabilities, exact.probabilities, atol=5e-3)
+    np.testing.assert_allclose(np.add.reduceat(rough.attention_weights, rows[1][:-1]), 1, atol=1e-6)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_a_precision_that_is_not_there_is_refused(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="precision float16 is for CUDA devices; on a CPU take bfloat16 or float32"):
+        TorchEngine(network, "cpu", precision="float16")
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, float16, not 'int8'"):
+        TorchEngine(network, "cpu", precision="int8")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="this processor has no instructions for bfloat16"):
+        TorchEngine(network, "cpu", precision="bfloat16")
+
+
+@pytest.mark.parametrize("chunk_tokens", [10**9, 1 << 22])
+def test_padding_is_at_most_2_percent_of_skewed_lengths(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # batches of the size that is used
+    lengths = np.clip(np.random.default_rng(53).lognormal(np.log(200), 1.0, 20_000).astype(np.int64), 1, 4096)
+    chunks = np.split(lengths, np.flatnonzero(np.diff(np.cumsum(lengths) // chunk_tokens)))
+    num_padded = 0
+    for chunk in chunks:
+        batches = plan_batches(
+            chunk,
+            max_tokens=torch_engine.MAX_TOKENS["cpu"],
+            max_rows=torch_engine.MAX_ROWS["cpu"],
+            min_rows=torch_engine.MIN_ROWS["cpu"],
+        )
+        num_padded += sum(len(rows) * int(chunk[rows].max()) for rows in batches)
+    assert 1 - lengths.sum() / num_padded < 0.02
 
 
 def test_logits_are_before_the_temperature(network: AttentionLSTM, ragged: Rows) -> None:
@@ -107,3 +214,28 @@ def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, ragged: Rows) -> None:
     cpu, cuda = (TorchEngine(network, device).score(*rows) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda.probabilities, cpu.probabilities, atol=1e-5)
     np.testing.assert_allclose(cuda.attention_weights, cpu.attention_weights, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_less_precision_on_cuda_is_close(network: AttentionLSTM, ragged: Rows, precision: Precision) -> None:
+    rows = ragged(LENGTHS)
+    exact, rough = TorchEngine(network, "cpu").score(*rows), TorchEngine(network, "cuda", 1, precision).score(*rows)
+    np.testing.assert_allclose(rough.probabilities, exact.probabilities, atol=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pieces_and_calls_on_cuda_do_not_disturb_each_other(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "PIECE_TOKENS", 500)
+    inputs = [ragged(LENGTHS[:number] * 40) for number in (3, 5, 7, 11)] * 5
+    cpu, cuda = TorchEngine(network, "cpu"), TorchEngine(network, "cuda")
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda rows: cuda.score(*rows), inputs))
+    for rows, scores in zip(inputs, found, strict=True):
+        expected = cpu.score(*rows)
+        np.testing.assert_allclose(scores.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(scores.attention_weights, expected.attention_weights, atol=1e-5)

@@ -1,0 +1,297 @@
+"""The Triton kernels against float64, on friendly and on hostile weights: interpreted on the CPU, which is slow, so
+rows are short and few. With a GPU the same, and a row longer than cuDNN takes, compiled.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attnlstm.config import ModelConfig
+from attnlstm.engines import Scores, fused_cuda
+from attnlstm.engines.fused_cuda import FusedCudaEngine, fits
+from attnlstm.network import AttentionLSTM
+
+pytest.importorskip("triton")
+
+# numpy, which does the interpreter's arithmetic, warns of exp's overflow and of NaN; GPUs don't.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+LENGTHS = [5, 13, 1, 7, 2, 13, 1, 3]
+
+Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture
+def one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 slots for all rows of a direction, so that more rows than these take turns."""
+    monkeypatch.setitem(fused_cuda.PROGRAMS_PER_MULTIPROCESSOR, 16, 1)
+
+
+def make_network(**sizes: object) -> AttentionLSTM:
+    torch.manual_seed(17)
+    config = ModelConfig(num_embeddings=43, embedding_dim=7, classes=tuple("abcde"), **sizes)  # type: ignore[arg-type]
+    network = AttentionLSTM(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    return network
+
+
+@torch.no_grad()
+def check(network: AttentionLSTM, scores: Scores, values: np.ndarray, offsets: np.ndarray, atol: float = 1e-6) -> None:
+    """The scores are what the network gives for each row alone in float64."""
+    exact = copy.deepcopy(network).double()
+    for row, (start, end) in enumerate(pairwise(offsets)):
+        token_ids = torch.from_numpy(values[start:end].astype(np.int64))[None]
+        logits, weights = exact(token_ids, torch.tensor([end - start]))
+        probabilities = (logits[0] / network.config.temperature).softmax(0).numpy()
+        np.testing.assert_allclose(scores.probabilities[row], probabilities, rtol=0, atol=atol)
+        np.testing.assert_allclose(scores.attention_weights[start:end], weights[0].numpy(), rtol=0, atol=atol)
+
+
+def bits(scores: Scores) -> tuple[bytes, bytes]:
+    return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"hidden_size": 11, "num_layers": 3, "attention_size": 13}, {"hidden_size": 33}],
+    ids=str,
+)
+def test_scores_agree_with_float64(sizes: dict[str, int], ragged: Rows) -> None:
+    network = make_network(**sizes)
+    network.config = replace(network.config, temperature=1.7)
+    rows = ragged(LENGTHS)
+    engine = FusedCudaEngine(network)
+    scores = engine.score(*rows)
+    assert (engine.name, engine.device, engine.precision) == ("fused-cuda", "cpu", "float32")
+    assert scores.probabilities.dtype == scores.attention_weights.dtype == np.float32
+    check(network, scores, *rows)
+
+
+@pytest.mark.usefixtures("one_program")
+@pytest.mark.parametrize("lengths", [[4, 1, 3, 2, 1] * 9, [3] * 37], ids=["mixed", "equal"])
+def test_rows_that_take_turns_have_the_bits_that_they_have_alone(lengths: list[int], ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    values, offsets = ragged(lengths)
+    engine = FusedCudaEngine(network)
+    scores = engine.score(values, offsets)
+    check(network, scores, values, offsets)
+    for row in (0, 17, len(lengths) - 1):
+        start, end = offsets[row : row + 2]
+        alone = engine.score(values[start:end], np.array([0, end - start]))
+        assert alone.probabilities.tobytes() == scores.probabilities[row].tobytes()
+        assert alone.attention_weights.tobytes() == scores.attention_weights[start:end].tobytes()
+
+
+def test_pieces_do_not_change_a_bit(ragged: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
+    values, offsets = ragged(LENGTHS)
+    values.flags.writeable = False
+    whole = engine.score(values, offsets)
+    monkeypatch.setattr(fused_cuda, "SCRATCH_BYTES", 16 * 16 * 20)
+    assert bits(engine.score(values.astype(np.int64), offsets.astype(np.int32))) == bits(whole)
+
+
+def test_a_row_of_several_blocks_of_the_pooling_agrees_with_float64(ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    rows = ragged([70, 64, 65])
+    check(network, FusedCudaEngine(network).score(*rows), *rows)
+
+
+@pytest.mark.parametrize("gates", [(-60, 60, 60, 60), (60, -60, 60, 60), (60, 60, -60, -60)], ids=str)
+@torch.no_grad()
+def test_saturated_gates_agree_with_float64(gates: tuple[int, ...], ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    for name, parameter in network.sequence.named_parameters():
+        parameter.div_(3)
+        if "bias_ih" in name:
+            parameter.copy_(torch.tensor(gates).repeat_interleave(11))  # of i, f, g and o
+    rows = ragged([30, 3, 1])
+    check(network, FusedCudaEngine(network).score(*rows), *rows, atol=2e-7)
+
+
+@torch.no_grad()
+def test_a_cell_that_adds_up_tiny_inputs_loses_none() -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    for name, parameter in network.sequence.named_parameters():
+        parameter.zero_()
+        if "bias_ih" in name:
+            parameter.copy_(torch.tensor([60, 60, 3e-8, 60]).repeat_interleave(11))
+    engine = FusedCudaEngine(network)
+    states = torch.empty(60, 2, 16)
+    engine._kernel.run_layer[(1, 2)](
+        torch.zeros(60, dtype=torch.uint8), states, torch.zeros(1, dtype=torch.int64),
+        torch.full((1,), 60, dtype=torch.int32), 1, engine._table, engine._table[0].numel(), engine._recurrents[0],
+        FROM_TOKENS=True, B=16, H=16, PRECISION="ieee",
+    )  # fmt: skip
+    np.testing.assert_allclose(states[-1, 0, :11], np.tanh(60 * 3e-8), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_large_logits_and_scores_are_no_trouble(ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    network.mlp[2].weight.mul_(1e30)
+    network.attention.dot_product.weight.mul_(1e6)  # nearly all weight on one token
+    values, offsets = ragged(LENGTHS)
+    scores = FusedCudaEngine(network).score(values, offsets)
+    np.testing.assert_array_equal(scores.probabilities.max(1), 1)
+    np.testing.assert_allclose(np.add.reduceat(scores.attention_weights, offsets[:-1]), 1, atol=1e-6)
+    check(network, scores, values, offsets)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-39])
+@torch.no_grad()
+def test_tiny_weights_agree_with_float64(scale: float, ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    for parameter in network.parameters():
+        parameter.mul_(scale)
+    rows = ragged(LENGTHS)
+    check(network, FusedCudaEngine(network).score(*rows), *rows)
+
+
+@pytest.mark.usefixtures("one_program")
+@torch.no_grad()
+def test_a_number_that_is_none_stays_in_its_row(ragged: Rows) -> None:
+    network = make_network(hidden_size=11, num_layers=1)
+    lengths = [2, 3, 1, 2] * 6
+    values, offsets = ragged(lengths)
+    values[values == 41] = 40
+    expected = FusedCudaEngine(network).score(values, offsets)
+    network.embedding.weight[41] = torch.nan
+    row = 1  # of the longest, which come first: another one takes its slot
+    values[offsets[row] + 1] = 41
+    found = FusedCudaEngine(network).score(values, offsets)
+    of_row = np.repeat(np.arange(len(lengths)), lengths) == row
+    assert np.isnan(found.probabilities[row]).all()
+    assert np.isnan(found.attention_weights[of_row]).all()
+    assert np.delete(found.probabilities, row, 0).tobytes() == np.delete(expected.probabilities, row, 0).tobytes()
+    assert found.attention_weights[~of_row].tobytes() == expected.attention_weights[~of_row].tobytes()
+
+
+def test_no_rows_give_no_scores(ragged: Rows) -> None:
+    scores = FusedCudaEngine(make_network(hidden_size=11, num_layers=1)).score(*ragged([]))
+    assert scores.probabilities.shape == (0, 5)
+    assert scores.attention_weights.shape == (0,)
+
+
+def test_a_row_without_tokens_or_an_unknown_id_is_refused(ragged: Rows) -> None:
+    engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
+    with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
+        engine.score(*ragged([3, 0, 2]))
+    with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
+        engine.score(np.array([42], np.uint8), np.array([0, 1]))
+
+
+def test_a_device_with_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    def forward(*args: object) -> None:
+        raise OutOfResources(200_704, 101_376, "shared memory")
+
+    monkeypatch.setattr(FusedCudaEngine, "_forward", forward)
+    with pytest.raises(
+        ValueError, match=r"for hidden_size 64 this GPU has too little \(out of resource: shared memory"
+    ):
+        FusedCudaEngine(make_network(hidden_size=64))
+
+
+def test_networks_and_machines_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    classes = ("a", "b")
+    assert fits(ModelConfig(classes=classes), "cuda") is None
+    assert fits(ModelConfig(classes=classes), "cpu") == "it computes on a CUDA device, and this is a CPU"
+    assert str(fits(ModelConfig(classes=classes, attention="multihead"), "cuda")).startswith("multihead attention")
+    assert fits(ModelConfig(classes=classes, hidden_size=65), "cuda") == (
+        "hidden_size is 65; a GPU's nearest memory holds weights up to 64"
+    )
+    assert fits(ModelConfig(classes=classes, num_embeddings=1 << 20), "cuda") == (
+        "num_embeddings is 1048576, which makes a folded table of 512 MiB; at most 256 are used"
+    )
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert str(fits(ModelConfig(classes=classes), "cuda")).startswith("triton, which comes with torch's CUDA builds,")
+
+
+def test_triton_is_imported_only_when_an_engine_is_made() -> None:
+    program = "import sys, attnlstm.engines.fused_cuda; sys.exit('triton' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# Triton and the assembler in its wheel need no GPU to compile for one. A process of its own: a fault of LLVM's ends it.
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from attnlstm.engines import fused_cuda, fused_cuda_kernel
+
+kind, H, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if kind == "pool":
+    kernel, num_warps = fused_cuda_kernel.pool, 4
+    types = dict(
+        states="*fp32", begins="*i64", lengths="*i32", score_weights="*fp32", contexts="*fp64", weights="*fp32"
+    )
+    constants = dict(STEPS=1024 // H, D=2 * H)
+else:
+    kernel, num_warps = fused_cuda_kernel.run_layer, int(H * fused_cuda.WARPS_PER_UNIT)
+    types = dict(
+        source="*u8" if kind == "tokens" else "*fp32", above="*fp32", begins="*i64", lengths="*i32", num_rows="i32",
+        input_weights="*fp32", input_size="i32", recurrents="*fp32",
+    )
+    constants = dict(FROM_TOKENS=kind == "tokens", B=fused_cuda.ROWS_PER_PROGRAM, H=H, PRECISION=fused_cuda.PRECISION)
+signature = types | dict.fromkeys(constants, "constexpr")
+compiled = compile(
+    ASTSource(kernel, signature, constants, {}),
+    target=GPUTarget("cuda", capability, 32),
+    options=dict(num_warps=num_warps, num_stages=1, enable_fp_fusion=True),
+)
+assert compiled.asm["cubin"]
+print(compiled.metadata.shared)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tokens", "states", "pool"])
+@pytest.mark.parametrize(("hidden_size", "capability"), [(16, 80), (16, 90), (32, 90), (64, 90)])
+def test_kernels_compile_for_gpus(kind: str, hidden_size: int, capability: int, tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", COMPILE, kind, str(hidden_size), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 232_448  # bytes of shared memory that capability 9.0 gives a program
+
+
+# A process of its own: in this one the kernels may have been read for the interpreter.
+ON_GPU = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from test_fused_cuda import FusedCudaEngine, check, make_network
+
+for hidden_size, lengths in (16, [5, 61, 1, 17] * 2000), (11, [70_000, 1]), (32, [300, 2]), (64, [300, 2]):
+    network = make_network(hidden_size=hidden_size)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    values = np.random.default_rng(19).integers(0, 42, offsets[-1]).astype(np.uint8)
+    scores = FusedCudaEngine(network).score(values, offsets)
+    kept = min(len(lengths), 40)
+    scores = type(scores)(scores.probabilities[:kept], scores.attention_weights[: offsets[kept]])
+    check(network, scores, values, offsets[: kept + 1], atol=2e-6)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_float64() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", ON_GPU], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
