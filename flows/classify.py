@@ -14,8 +14,9 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from attnlstm.engines import Device, EngineName
+from attnlstm.engines import Device, EngineName, Precision
 from attnlstm.metrics import accuracy_and_macro_f1
+from flows.drift import compare_shards, publish_drift
 from flows.faults import is_transient
 from flows.progress import RunProgress, current_progress, showing
 from flows.report import publish_report
@@ -61,6 +62,7 @@ def classify(
     chunk_bytes: Annotated[int, Field(ge=1)] = OutputSettings().chunk_bytes,
     device: Device = "auto",
     engine: EngineName = "auto",
+    precision: Precision = "float32",
     workers: Annotated[int, Field(ge=1)] | None = None,
 ) -> State[dict[str, Any]]:
     """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
@@ -84,6 +86,7 @@ def classify(
         chunk_bytes: Tokens that a worker reads, scores and writes at once, in bytes. Memory grows with it.
         device: Where to compute. "auto" takes a GPU if there is one.
         engine: What computes. "auto" takes "fused-cpu" on a CPU for small networks, and "torch" for all others.
+        precision: Of the LSTM in the torch engine. The short ones are faster for large networks, and less exact.
         workers: Shards scored side by side, and compute threads on a CPU. By default the number of cores.
     """
     logger = get_run_logger()
@@ -115,6 +118,7 @@ def classify(
         device=device,
         engine=engine,
         threads=num_workers,
+        precision=precision,
     )
     outcome = _Outcome()
     if pending:
@@ -146,9 +150,11 @@ def classify(
             *outcome.failures,
         ),
         evaluation=outcome.evaluation(),
+        drift=compare_shards(stored.card, (scored.observed for scored in outcome.scored)),
     )
     write_manifest(place.root, manifest)
     publish_report(manifest)
+    publish_drift(manifest)
     return _final_state(manifest)
 
 

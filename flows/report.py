@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.drift import describe_drift, describe_estimate
 from storage.manifest import RunManifest
 
 # Longer lists are in the manifest; a page or a terminal is for reading.
@@ -74,6 +75,9 @@ def _facts(manifest: RunManifest) -> Iterator[tuple[str, str]]:
     if manifest.evaluation:
         measures = (f"{name.replace('_', '-')} {value:.4f}" for name, value in manifest.evaluation.items())
         yield "against labels", ", ".join(measures)
+    if manifest.drift:
+        yield "drift", describe_drift(manifest.drift)
+        yield "estimated accuracy", describe_estimate(manifest.drift)
     yield "checkpoint", manifest.checkpoint
     yield "output", manifest.output
     yield "manifest", f"{manifest.output}/runs/{manifest.run_id}.json"

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ from storage.tokens import TokenRows, TokenRules, decode_tokens
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
-    from attnlstm.engines import Device, Engine, EngineName, Scores
+    from attnlstm.drift import Observed
+    from attnlstm.engines import Device, Engine, EngineName, Precision, Scores
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,43 @@ class ScoringJob:
     device: "Device"
     engine: "EngineName"
     threads: int
+    precision: "Precision" = "float32"
 
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """What scoring a shard gave. confusion: (num_classes, num_classes) counts, true by predicted class."""
+    """What scoring a shard gave.
+
+    confusion: (num_classes, num_classes) counts, true by predicted class. observed: counts to tell drift by, where the
+    checkpoint's card has a reference for them.
+    """
 
     record: ShardRecord
     confusion: npt.NDArray[np.int64] | None
+    observed: "Observed | None"
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint ready to score."""
+    """A checkpoint ready to score. drift_reference: what its card says that rows look like, if it does."""
 
     config: "ModelConfig"
     engine: "Engine"
+    drift_reference: dict[str, Any] | None
 
     def describe(self) -> str:
         """Which engine computes where and, if it is not the fast one, why."""
         from attnlstm.engines import why_not_fused
 
-        what = f"{self.engine.name} on {self.engine.device}"
-        reason = why_not_fused(self.config, self.engine.device) if self.engine.device == "cpu" else None
+        precision = self.engine.precision
+        what = f"{self.engine.name} on {self.engine.device}{'' if precision == 'float32' else f' in {precision}'}"
+        reason = None
+        if self.engine.name == "torch" and self.engine.device == "cpu":
+            reason = why_not_fused(self.config, self.engine.device, precision)
         return f"{what}, since {reason}" if reason else what
 
 
-_loaded: dict[tuple[str, str, str, int], LoadedCheckpoint] = {}
+_loaded: dict[tuple[str, str, str, int, str], LoadedCheckpoint] = {}
 _loading = threading.Lock()
 
 
@@ -87,14 +98,15 @@ def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> 
     from attnlstm.checkpoint import from_files
     from attnlstm.engines import open_engine
 
-    key = (job.checkpoint_digest, job.device, job.engine, job.threads)
+    key = (job.checkpoint_digest, job.device, job.engine, job.threads, job.precision)
     with _loading:
         if key not in _loaded:
             if stored is None:
                 stored = read_checkpoint(job.checkpoint, job.checkpoint_version, digest=job.checkpoint_digest)
             network = from_files(stored.files, where=str(stored.location))
             _loaded.clear()  # a process serves one run at a time; the last run's weights are of no more use
-            _loaded[key] = LoadedCheckpoint(network.config, open_engine(network, job.device, job.threads, job.engine))
+            engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
+            _loaded[key] = LoadedCheckpoint(network.config, engine, stored.card.get("drift"))
         return _loaded[key]
 
 
@@ -127,7 +139,7 @@ def score_shard(
     settings = job.output.settings
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
     scorer = Scorer(job.checkpoint_version, job.checkpoint_digest, loaded.config.classes)
-    tally = _Tally(loaded.config.classes)
+    tally = _Tally(loaded.config.classes, loaded.drift_reference)
     columns = settings.columns.to_read(shard_footer(job.source_root, shard).schema, shard.file)
 
     def pieces() -> Iterator[tuple[pa.Table, TokenRows]]:
@@ -159,8 +171,11 @@ def _labels(label_column: str | None, table: pa.Table, shard: Shard) -> pa.Chunk
 class _Tally:
     """Counts over a shard's rows."""
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
+    def __init__(self, classes: tuple[str, ...], drift_reference: dict[str, Any] | None) -> None:
+        from attnlstm.drift import Observed
+
         self._classes = classes
+        self._observed = Observed(drift_reference) if drift_reference else None
         self._predicted = np.zeros(len(classes), np.int64)
         self._confusion: npt.NDArray[np.int64] | None = None
         self._errors: dict[str, int] = {}
@@ -173,6 +188,9 @@ class _Tally:
         self._tokens += len(rows.values)
         self._truncated += int(rows.truncated.sum())
         self._predicted += np.bincount(winners, minlength=num_classes)
+        if self._observed is not None and len(winners):
+            confidence = probabilities[np.arange(len(winners)), winners]
+            self._observed.add(rows.values, rows.offsets, winners, confidence)
         for count in pc.value_counts(rows.errors.drop_null()).to_pylist():
             self._errors[count["values"]] = self._errors.get(count["values"], 0) + count["counts"]
         if labels is not None:
@@ -195,4 +213,4 @@ class _Tally:
             predictions={name: count for name, count in pairs if count},
             seconds=round(seconds, 3),
         )
-        return ScoredShard(record, self._confusion)
+        return ScoredShard(record, self._confusion, self._observed)

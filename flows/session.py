@@ -66,6 +66,7 @@ def start_prefect() -> None:
 def _prepare_environment(verbose: bool) -> None:
     """Settings that Prefect reads when it is imported. What the user has set stays."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attnlstm")  # such as batches halved on a small GPU
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if not sys.stdout.isatty():

@@ -39,7 +39,8 @@ class FailureRecord:
 class RunManifest:
     """One run. Times are UTC, ISO 8601. seconds: scoring alone, without start-up.
 
-    evaluation: accuracy and macro-F1 against the label column, where one was named.
+    evaluation: accuracy and macro-F1 against the label column, where one was named. drift: how far the rows that
+    were scored are from those that the checkpoint was measured on, where its card says what these looked like.
     """
 
     run_id: str
@@ -60,6 +61,7 @@ class RunManifest:
     shards: tuple[ShardRecord, ...] = ()
     failures: tuple[FailureRecord, ...] = ()
     evaluation: dict[str, float] | None = None
+    drift: dict[str, Any] | None = None
     totals: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

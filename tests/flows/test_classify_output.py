@@ -256,7 +256,8 @@ def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, d
         )
     by_key = {artifact.key: artifact for artifact in artifacts}
 
-    assert sorted(map(str, by_key)) == ["classify-output", "classify-progress", "classify-report", "classify-shards"]
+    parts = ("drift", "output", "progress", "report", "shards")
+    assert sorted(map(str, by_key)) == [f"classify-{part}" for part in parts]
     assert str(scored.output) in str(by_key["classify-output"].data)
     assert by_key["classify-progress"].data == 100
     assert [row["shard"] for row in json.loads(str(by_key["classify-shards"].data))] == _names(dataset)
