@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo kills damage lint clean constraints
+.PHONY: help install test demo bench growth study kills retrainkills damage lint clean constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,8 +21,17 @@ demo: .venv/installed ## Sample real files, train on them, classify them (a few 
 	  echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
 	  exit $$status; }
 
+bench: .venv/installed-bench ## Measure speed against other ways to do it (about an hour); renews the README's table
+	@$(BIN)/python tests/benchmarks/run.py --folder bench --results tests/benchmarks/results
+
+growth: .venv/installed-bench ## Ten thousand to ten million rows: time and memory
+	@$(BIN)/python tests/benchmarks/run.py --only growth --folder bench --results tests/benchmarks/results
+
 kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)
 	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py
+
+retrainkills: .venv/installed-test ## Kill retraining a hundred times
+	@ATTNLSTM_RETRAIN_KILLS=100 $(BIN)/python -m pytest -s tests/flows/test_training_kills.py
 
 damage: .venv/installed-test ## Read a hundred thousand damaged files (some ten minutes)
 	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py
@@ -33,7 +42,7 @@ lint: .venv/installed-lint ## Check style, format and types
 	$(BIN)/mypy
 
 clean: ## Remove the demo, caches and builds (keeps .venv)
-	rm -rf demo build dist attnlstm.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf demo bench study build dist attnlstm.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find attnlstm storage flows tests -name __pycache__ -prune -exec rm -rf {} +
 
 constraints: .venv/installed-test .venv/installed-lint ## Pin what .venv holds now, after an upgrade that passed
@@ -59,6 +68,10 @@ constraints: .venv/installed-test .venv/installed-lint ## Pin what .venv holds n
 
 .venv/installed-test: .venv/installed
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 .venv/installed-lint: .venv/installed

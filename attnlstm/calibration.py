@@ -10,14 +10,21 @@ import numpy.typing as npt
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of a temperature: beyond them the rows say nothing about it (all right, or no better than chance)."""
 
-HALVINGS = 60
-"""Steps of the bisection: ln(HIGHEST / LOWEST) / 2**60 is below what a float64 can tell apart."""
+HALVINGS = 32
+"""Steps of the bisection: ln(HIGHEST / LOWEST) / 2**32 is far below what rows can tell."""
 
 
-def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> float:
+def fit_temperature(
+    logits: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    weights: npt.NDArray[np.floating] | None = None,
+) -> float:
     """The temperature in [0.05, 20] whose softmax(logits / temperature) has the least log loss.
 
-    logits: float (N, C), of rows that were not trained on. labels: integer (N,), in 0 .. C - 1.
+    logits: float (N, C), of rows that were not trained on. labels: integer (N,), in 0 .. C - 1. weights: float (N,),
+    what each row counts for, not all 0; None for all alike.
+    One more row, whose label may be any, is taken to have been seen: few rows that are all right are no ground for
+    certainty (after Platt 1999, section 2.2).
     Raises ValueError without rows, if shapes disagree, or if a logit is not finite.
 
         temperature = fit_temperature(result.validation_logits, validation.labels)
@@ -29,16 +36,35 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
         raise ValueError("logits must be finite to fit a temperature")
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
-    of_label = z[np.arange(len(z)), labels].mean()
+    of_label = np.average(z[np.arange(len(z)), labels], weights=weights)
+    of_any = np.average(z.mean(axis=1), weights=weights)
+    num_seen = len(z) if weights is None else weights.sum()
+    of_label += (of_any - of_label) / (num_seen + 1)
 
     # The log loss is convex in 1 / temperature, so its slope there crosses zero once: bisect on its sign.
     low, high = np.log(LOWEST), np.log(HIGHEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         p = np.exp(z / np.exp(middle))
-        expected = ((p * z).sum(axis=1) / p.sum(axis=1)).mean()
+        expected = np.average((p * z).sum(axis=1) / p.sum(axis=1), weights=weights)
         if expected > of_label:  # too sure of itself: a higher temperature loses less
             low = middle
         else:
             high = middle
     return float(np.exp((low + high) / 2))
+
+
+def log_losses(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """float64 (N,): -ln softmax(logits / temperature) at the labels, in nats. Shapes as for `fit_temperature`."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    z /= temperature
+    losses: npt.NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
+    return losses
+
+
+def log_loss(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], temperature: float = 1.0) -> float:
+    """The mean of `log_losses`."""
+    return float(log_losses(logits, labels, temperature).mean())

@@ -18,9 +18,9 @@ def evaluate(
 
     probabilities: float (N, C), rows sum to 1. labels: integer (N,), in 0 .. C - 1. classes: C names.
     Returns num_rows, accuracy, majority_accuracy (of always naming the commonest label), macro_f1 (mean over
-    the classes among the labels), log_loss (nats), ece (expected calibration error of the top class),
-    per_class (name to precision, recall, f1, num_rows) and confusion (row: label, column: prediction, in the
-    order of classes).
+    the classes among the labels), log_loss (nats), auroc (see there), ece (expected calibration error of the
+    top class), per_class (name to precision, recall, f1, num_rows) and confusion (row: label, column:
+    prediction, in the order of classes).
     Raises ValueError without rows or if shapes disagree.
     """
     num_rows, num_classes = probabilities.shape
@@ -33,8 +33,7 @@ def evaluate(
         raise ValueError(f"labels must be in 0..{num_classes - 1}; found {labels.min()}..{labels.max()}")
     p = probabilities.astype(np.float64)
     predicted = p.argmax(axis=1)
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
+    confusion = confusion_of(predicted, labels, num_classes)
 
     right = confusion.diagonal()
     of_label, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -49,6 +48,7 @@ def evaluate(
         **accuracy_and_macro_f1(confusion),
         "majority_accuracy": float(of_label.max() / num_rows),
         "log_loss": float(-np.log(of_truth).mean()),
+        "auroc": auroc(p, labels),
         "ece": _calibration_error(p.max(axis=1), predicted == labels),
         "per_class": {
             name: {
@@ -63,6 +63,14 @@ def evaluate(
     }
 
 
+def confusion_of(
+    predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Counts (C, C), row: label, column: prediction, of integers (N,) in 0 .. C - 1."""
+    cells = labels.astype(np.int64) * num_classes + predicted
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 def accuracy_and_macro_f1(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
     """Share of right predictions, and the mean F1 over the classes among the labels.
 
@@ -74,6 +82,28 @@ def accuracy_and_macro_f1(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
         "accuracy": float(confusion.trace() / max(1, confusion.sum())),
         "macro_f1": float(f1.mean()) if len(f1) else 0.0,
     }
+
+
+def auroc(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> float | None:
+    """Area under the ROC curve: the chance that a row of a class scores higher for it than a row of another.
+
+    probabilities: float (N, C). labels: integer (N,). Ties count half. With two classes it is the same for both; with
+    more it is the mean over the classes, each against the rest. None where a class has no row, which leaves nothing
+    to compare.
+    """
+    num_classes = probabilities.shape[1]
+    of_label = np.bincount(labels, minlength=num_classes)
+    if not of_label.all():
+        return None
+    areas = []
+    for i in range(1 if num_classes == 2 else 0, num_classes):
+        # The statistic of Mann and Whitney: what is left of the sum of ranks when nothing ranks below the class.
+        _, inverse, counts = np.unique(probabilities[:, i], return_inverse=True, return_counts=True)
+        mean_ranks = np.cumsum(counts) - (counts - 1) / 2
+        num_in = int(of_label[i])
+        above = mean_ranks[inverse][labels == i].sum() - num_in * (num_in + 1) / 2
+        areas.append(above / (num_in * (len(labels) - num_in)))
+    return float(np.mean(areas))
 
 
 def _f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,13 @@ from cyclopts import App, Parameter
 from flows.session import run_command
 
 _INSPECTION = "flows.inspection"  # without Prefect, so that looking is quick
-_MODULES = {"demo": "flows.demo", "plan": _INSPECTION, "verify": _INSPECTION, "prune": _INSPECTION}
+_MODULES = {
+    "demo": "flows.demo",
+    "plan": _INSPECTION,
+    "verify": _INSPECTION,
+    "prune": _INSPECTION,
+    "study": "flows.study",  # the same
+}
 _FLOWS = frozenset({"retrain", "classify", "backfill", "demo"})
 
 app = App(
@@ -27,18 +33,27 @@ app = App(
 for _name, _help in {
     "demo": "Sample real bytes, train on them, classify them; a tour in a few minutes.",
     "sample": "Write labelled fragments of the files on this machine, to try things on.",
-    "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is not worse.",
+    "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
     "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
     "backfill": "Classify a range of dates.",
     "plan": "Say what classify would do, and why.",
     "verify": "Check an output against its input, row by row.",
     "prune": "Remove from an output what no input accounts for.",
+    "study": "Measure what attention is worth on labelled data, against poolings without.",
 }.items():
     _module = _MODULES.get(_name, "flows.commands")
     app.command(f"{_module}:{_name}", name=_name, help=_help)
 
 _checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")
-_checkpoints.command("flows.checkpoints:list_checkpoints", name="list", help="List them, oldest first.")
+for _name, _function, _help in (
+    ("list", "list_checkpoints", "List them, oldest first."),
+    ("show", "show", "Show one: its figures, its data, the judgement on it."),
+    ("promote", "promote", "Make one champion."),
+    ("rollback", "rollback", "Make the champion before this one champion again."),
+    ("compare", "compare", "Compare two, by their cards or on the same rows."),
+    ("prune", "prune", "Remove old ones, and what killed runs left."),
+):
+    _checkpoints.command(f"flows.checkpoints:{_function}", name=_name, help=_help)
 app.command(_checkpoints)
 
 

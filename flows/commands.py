@@ -31,6 +31,8 @@ _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Summary = Callable[[State[Any], dict[str, Any]], None]
 
+_HEADINGS = {"promoted": "champion", "rejected": "rejected", "unchanged": "unchanged"}
+
 
 def _as_command(flow: Flow[..., Any], summarise: Summary) -> Callable[..., int]:
     """A command with the flow's own signature and help. summarise: prints what a final state has to say."""
@@ -83,13 +85,13 @@ def _retrained(state: State[Any], options: dict[str, Any]) -> None:
     epochs = f"{len(training['epochs'])} epochs in {training['seconds']:.0f} s, the best was {training['best_epoch']}"
     measures = f"accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, calibration error {test['ece']:.4f}"
     for name, value in (
-        ("training", f"{epochs}; stopped by {training['stopped_by']}"),
+        ("training", f"{epochs}; stopped by {training['stopped_by']}, from {training['started_from']}"),
         (
             "test",
             f"{measures}, on {test['num_rows']:,} rows (commonest class {test['majority_accuracy']:.4f})",
         ),
         ("checkpoint", str(stored.location)),
-        ("champion", state.message or ""),
+        (_HEADINGS[result["outcome"]], state.message or ""),
     ):
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     _out.print(table)

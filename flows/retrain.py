@@ -1,25 +1,31 @@
 """The retrain flow: train a checkpoint, judge it against the champion, promote it or keep the old one."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+import json
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, Task, flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import TaskRun
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
+from attnlstm.comparison import Metric
 from attnlstm.config import Attention
+from attnlstm.presets import DEFAULT, PresetName
+from attnlstm.training_settings import ClassWeights
 from flows.faults import is_transient
-from flows.progress import RunProgress, current_progress, showing
-from flows.training import LabelledSource, Verdict, judge_checkpoint, train_checkpoint
+from flows.judging import PromotionRules, Verdict, judge_checkpoint
+from flows.labelled_source import LabelledSource
+from flows.progress import RunProgress, showing
+from flows.training import Listener, TrainingRequest, VanishedClasses, train_checkpoint
+from flows.training_log import TrainingLog
+from storage.aliases import AliasMovedError, RegistryBusyError
+from storage.date_range import WINDOW_PATTERN, DateRange
 from storage.location import without_credentials
 from storage.registry import CHAMPION, Registry
-
-if TYPE_CHECKING:
-    from attnlstm.training import EpochReport
 
 
 def _run_name() -> str:
@@ -30,105 +36,140 @@ def _run_name() -> str:
 def retrain(
     source: str,
     *,
+    also: list[str] = [],  # noqa: B006  (Prefect's form shows the default)
+    since: date | None = None,
+    window: Annotated[str, Field(pattern=WINDOW_PATTERN)] | None = None,
+    partition: str = "date",
     registry: str = "registry",
+    preset: PresetName = DEFAULT,
     attention: Attention = "additive",
     tokens_column: str = "tokens",
     label_column: str = "label",
     group_column: str = "group",
+    min_class_rows: Annotated[int, Field(ge=1)] = 1,
+    vanished_classes: VanishedClasses = "refuse",
+    class_weights: ClassWeights | None = None,
+    warm_start: bool = False,
     epochs: Annotated[int, Field(ge=1)] | None = None,
+    learning_rate: Annotated[float, Field(gt=0)] | None = None,
+    batch_rows: Annotated[int, Field(ge=1)] | None = None,
     max_seconds: Annotated[float, Field(gt=0)] | None = None,
     seed: Annotated[int, Field(ge=0)] = 0,
+    metric: Metric = "accuracy",
+    margin: Annotated[float, Field(ge=0)] = PromotionRules().margin,
 ) -> State[dict[str, Any]]:
-    """Train on labelled Parquet and publish a checkpoint. It becomes champion if it is not worse than the old one.
+    """Train on labelled Parquet and publish a checkpoint. It becomes champion if it is shown to be no worse.
+
+    Running the same command again goes on with a training that was stopped, and trains nothing that is trained.
 
     Args:
         source: Parquet file, folder, glob or URI with labelled token sequences.
+        also: More of them.
+        since: First date of the rows that count, by their partition.
+        window: How far back rows count from the newest date, such as 90d or 12w.
+        partition: Name of the partition column that holds the date, for since and window.
         registry: Folder or URI of the checkpoint registry.
+        preset: Sizes of the network and the settings to train it with.
         attention: How hidden states are pooled over time.
         tokens_column: Column with the tokens: binary, string, or a list of integers.
         label_column: Column with the class: strings or integers. Rows without one are left out.
-        group_column: Rows of one group stay on one side of the split. Without it they are split by content.
-        epochs: Most passes over the training rows. By default 12, or more of them over few rows.
+        group_column: Rows of one group stay on one side of the split. Rows without one are split by content.
+        min_class_rows: Classes with fewer rows than this to train on are left out, with their rows.
+        vanished_classes: What to do about classes of the champion that have no rows any more: refuse, or drop them.
+        class_weights: Whether rare classes weigh as much as common ones ("balanced"). By default the preset says.
+        warm_start: Go on from the champion's weights, if they fit, and not from scratch.
+        epochs: Most passes over the training rows. By default as many as the number of rows suggests.
+        learning_rate: Highest learning rate. By default the preset's.
+        batch_rows: Rows of a training step. By default the preset's.
         max_seconds: Time limit for training, in seconds. No limit by default.
         seed: Seed of weights, order and dropout; the same seed gives the same weights on the same machine.
+        metric: What decides between the new checkpoint and the champion, on held-out rows.
+        margin: How much worse than the champion's the metric may be, at the lower end of its interval.
     """
-    labelled = LabelledSource(source, tokens_column, label_column, group_column)
+    started = datetime.now(UTC)
+    labelled = LabelledSource(
+        source,
+        tokens_column,
+        label_column,
+        group_column,
+        also=tuple(also),
+        dates=DateRange(partition, since, window),
+        min_class_rows=min_class_rows,
+    )
+    given = {
+        "class_weights": class_weights,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_rows": batch_rows,
+        "max_seconds": max_seconds,
+        "seed": seed,
+    }
+    request = TrainingRequest(
+        labelled=labelled,
+        preset=preset,
+        attention=attention,
+        overrides={name: value for name, value in given.items() if value is not None},
+        warm_start=warm_start,
+        vanished_classes=vanished_classes,
+    )
+    rules = PromotionRules(metric=metric, margin=margin, vanished_classes=vanished_classes)
     progress = RunProgress("training", 1, artifact="retrain-progress", description=f"Training on {labelled.place}")
     with showing(progress):
-        version = train_task(
-            labelled, registry, attention, {"epochs": epochs, "max_seconds": max_seconds, "seed": seed}
-        )
-    verdict = judge_task(labelled, registry, version)
-    _publish(registry, version, verdict)
-    outcome = "is champion" if verdict.promoted else "was not promoted"
+        version = train_task(request, registry)
+    verdict = judge_task(labelled, registry, version, rules)
+    _publish(Registry.open(registry), version, verdict, started)
+    outcome = {"promoted": "is champion", "rejected": "was not promoted", "unchanged": "changes nothing"}
     return Completed(
-        message=f"{version} {outcome}: {verdict.why}", data={"version": version, "promoted": verdict.promoted}
+        message=f"{version} {outcome[verdict.outcome]}: {verdict.why}",
+        data={"version": version, "promoted": verdict.promoted, "outcome": verdict.outcome},
     )
 
 
-@task(name="train", task_run_name="train on {labelled.place}", retries=1, retry_condition_fn=is_transient)
-def train_task(labelled: LabelledSource, registry: str, attention: Attention, options: dict[str, Any]) -> str:
+@task(name="train", task_run_name="train on {request.labelled.place}", retries=1, retry_condition_fn=is_transient)
+def train_task(request: TrainingRequest, registry: str) -> str:
     """Train and publish a checkpoint; returns its version."""
-    from attnlstm.training import TrainingSettings
-
-    settings = TrainingSettings(**{name: value for name, value in options.items() if value is not None})
-    stored = train_checkpoint(labelled, Registry.open(registry), attention, settings, _reporting())
+    log = TrainingLog()
+    stored = train_checkpoint(request, Registry.open(registry), Listener(log.epoch, log.note))
+    log.finish()
     return stored.version
 
 
-@task(
-    name="judge",
-    task_run_name="judge {challenger}",
-    retries=2,
-    retry_delay_seconds=2,
-    retry_condition_fn=is_transient,
-)
-def judge_task(labelled: LabelledSource, registry: str, challenger: str) -> Verdict:
-    """Compare the new checkpoint with the champion, and promote it if it is not worse."""
-    return judge_checkpoint(labelled, Registry.open(registry), challenger)
+def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Faults that may pass, and another retraining that was quicker: then the champion to compare with is another."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, AliasMovedError | RegistryBusyError) or is_transient(task, task_run, state)
 
 
-def _reporting() -> "Callable[[EpochReport], None]":
-    logger, progress = get_run_logger(), current_progress.get()
-
-    def report(epoch: "EpochReport") -> None:
-        logger.info(
-            "epoch %d of %d: train loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f tokens a second%s",
-            epoch.epoch,
-            epoch.num_epochs,
-            epoch.train_loss,
-            epoch.validation_loss,
-            epoch.validation_accuracy,
-            epoch.tokens_per_second,
-            ", best so far" if epoch.improved else "",
-        )
-        if progress:
-            progress.set_total(epoch.num_epochs)
-            progress.show(
-                f"training: validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}"
-            )
-            progress.advance(1)
-            progress.tick()
-
-    return report
+@task(name="judge", task_run_name="judge {challenger}", retries=3, retry_delay_seconds=2, retry_condition_fn=_may_pass)
+def judge_task(labelled: LabelledSource, registry: str, challenger: str, rules: PromotionRules) -> Verdict:
+    """Compare the new checkpoint with the champion, and promote it if it is shown to be no worse."""
+    return judge_checkpoint(labelled, Registry.open(registry), challenger, rules)
 
 
-def _publish(registry: str, version: str, verdict: Verdict) -> None:
-    stored = Registry.open(registry).load(version)
-    state = "promoted" if verdict.promoted else "rejected"
-    report = (stored.location / "README.md").read_text()
+def _publish(registry: Registry, version: str, verdict: Verdict, started: datetime) -> None:
+    """The record of the run in the registry, the report on Prefect's page, and the event."""
+    record = {
+        "run_id": str(flow_run.id),
+        "run_name": str(flow_run.name),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version,
+        "outcome": verdict.outcome,
+        "why": verdict.why,
+        "judgement": verdict.record,
+    }
+    manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (registry.root / f"runs/{flow_run.id}.json").write_bytes(manifest.encode())
+    report = (registry.root / f"checkpoints/{version}/README.md").read_text()
     create_markdown_artifact(
-        f"**{state.capitalize()}**: {verdict.why}\n\n{report}",
+        f"**{verdict.outcome.capitalize()}**: {verdict.why}\n\n{report}",
         key="retrain-report",
         description=f"Checkpoint {version}",
     )
+    if verdict.outcome == "unchanged":
+        return
     emit_event(
-        event=f"attnlstm.checkpoint.{state}",
+        event=f"attnlstm.checkpoint.{verdict.outcome}",
         resource={"prefect.resource.id": f"attnlstm.checkpoint.{version}", "prefect.resource.name": version},
-        payload={
-            "version": version,
-            "alias": CHAMPION,
-            "why": verdict.why,
-            "registry": str(Registry.open(registry).root),
-        },
+        payload={"version": version, "alias": CHAMPION, "why": verdict.why, "registry": str(registry.root)},
     )

@@ -1,180 +1,212 @@
-"""Training a checkpoint from labelled Parquet and judging it: the bodies of the retrain tasks.
+"""Training a checkpoint from labelled Parquet: the body of the retrain flow's first task.
 
-Where storage and the model meet in training. Knows nothing about Prefect.
+Where storage and the model meet in training. A training is known by a digest of its rows and settings, so that one
+that was killed goes on where it was, and one that is done is not done again. Knows nothing about Prefect.
 """
 
+import hashlib
 import importlib.metadata
-import platform
+import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from storage.errors import SourceError
-from storage.labelled import LabelledRows, read_labelled
-from storage.location import without_credentials
-from storage.registry import Registry, StoredCheckpoint
-from storage.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from flows.card import make_card, make_readme
+from flows.labelled_source import LabelledSource
+from storage.errors import RegistryError, SourceError
+from storage.labelled_rows import LabelledRows
+from storage.registry import CHAMPION, Registry, StoredCheckpoint
+from storage.snapshots import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
+from storage.split import TRAIN, VALIDATION
 
 if TYPE_CHECKING:
-    from attnlstm.config import Attention
-    from attnlstm.training import EpochReport, TrainingSettings
+    from attnlstm.config import Attention, ModelConfig
+    from attnlstm.network import AttentionLSTM
+    from attnlstm.presets import PresetName
+    from attnlstm.training import EpochReport, TrainingResult, TrainingSettings
 
-_VERSIONS = ("attnlstm", "torch", "numpy", "pyarrow", "safetensors")
+VanishedClasses = Literal["refuse", "drop"]
+
+# Writing snapshots may cost this share of the time: on a disk one goes out after most epochs, to a slow store fewer.
+_SNAPSHOT_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """What to train, and on what. Small, so that it travels to tasks.
+
+    overrides: settings that go before the preset's, by name. warm_start: go on from the champion's weights where they
+    fit. vanished_classes: what to do about classes that the champion knows and no row has.
+    """
+
+    labelled: LabelledSource
+    preset: "PresetName"
+    attention: "Attention" = "additive"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    warm_start: bool = False
+    vanished_classes: VanishedClasses = "refuse"
 
 
 @dataclass(frozen=True)
-class LabelledSource:
-    """Where labelled rows are, and in which columns."""
+class Listener:
+    """Whom a training tells how it goes. on_epoch: after each epoch. on_note: what a reader of a log should know."""
 
-    source: str
-    tokens_column: str = "tokens"
-    label_column: str = "label"
-    group_column: str = "group"
-
-    @property
-    def place(self) -> str:
-        """The source, for names and records."""
-        return without_credentials(self.source)
-
-    def read(self) -> LabelledRows:
-        """Raises SourceError unless every side of the split has rows, and the train side every class."""
-        rows = read_labelled(
-            self.source,
-            tokens_column=self.tokens_column,
-            label_column=self.label_column,
-            group_column=self.group_column,
-        )
-        counts = [int(np.count_nonzero(rows.splits == side)) for side in (TRAIN, VALIDATION, TEST)]
-        if min(counts) == 0:
-            sides = ", ".join(f"{name} {count}" for name, count in zip(SPLIT_NAMES, counts, strict=True))
-            raise SourceError(
-                f"The source {self.place} has too few labelled rows to split by {rows.split_by}: {sides}. "
-                "Every side needs rows; give more of them, or more groups."
-            )
-        return rows
+    on_epoch: "Callable[[EpochReport], None]" = lambda epoch: None
+    on_note: Callable[[str], None] = lambda note: None
 
 
-def train_checkpoint(
-    labelled: LabelledSource,
-    registry: Registry,
-    attention: "Attention",
-    settings: "TrainingSettings",
-    on_epoch: "Callable[[EpochReport], None]",
-) -> StoredCheckpoint:
-    """Train on the train side, stop by and calibrate on the validation side, measure on the test side, publish."""
+def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Listener) -> StoredCheckpoint:
+    """Train on the train side, stop by and calibrate on the validation side, measure on the test side, publish.
+
+    A checkpoint that was published for the same rows and settings is returned as it is.
+    Raises SourceError if a class of the champion has vanished and that is to be refused.
+    """
     from attnlstm.calibration import fit_temperature
     from attnlstm.checkpoint import to_files
+    from attnlstm.presets import preset
+
+    rows = request.labelled.read()
+    chosen = preset(request.preset)
+    config = chosen.config(rows.classes, attention=request.attention)
+    settings = chosen.settings(**request.overrides)
+    champion = registry.load(CHAMPION) if registry.alias() else None
+    if champion and request.vanished_classes == "refuse":
+        _refuse_vanished_classes(champion, rows, request.labelled)
+    start, started_from = _start(request, champion, config, settings.seed, rows)
+    digest = _digest(rows, config, settings, champion.digest if champion and start else "")
+    if done := _published(registry, digest, settings):
+        listener.on_note(f"{done.version} was trained on the same rows with the same settings: nothing to train")
+        return done
+    listener.on_note(f"training starts from {started_from}")
+
+    result = _train(rows, config, settings, start, _Snapshots(registry, digest), listener)
+    network = result.network
+    labels = rows.side(VALIDATION)[2]
+    network.config = replace(network.config, temperature=fit_temperature(result.validation_logits, labels))
+    card = make_card(network, request.labelled, rows, result, settings)
+    card["training"] |= {"digest": digest, "preset": request.preset, "started_from": started_from}
+    stored = registry.publish(to_files(network), card, make_readme(card, rows.classes))
+    remove_snapshot(registry, digest)
+    return stored
+
+
+def classes_of(stored: StoredCheckpoint) -> tuple[str, ...]:
+    """The classes that a checkpoint knows. Raises ValueError if its config.json is damaged."""
     from attnlstm.config import ModelConfig
-    from attnlstm.engines import open_engine
-    from attnlstm.metrics import evaluate
+
+    return ModelConfig.from_json(stored.files["config.json"], f"{stored.location}/config.json").classes
+
+
+def _refuse_vanished_classes(champion: StoredCheckpoint, rows: LabelledRows, labelled: LabelledSource) -> None:
+    """Held-out rows can't show this loss, since they have no row of the class either; so it is met here."""
+    vanished = [name for name in classes_of(champion) if name not in rows.classes]
+    if vanished:
+        named = ", ".join(f"{name} (too few)" if name in rows.left_out else name for name in vanished)
+        raise SourceError(
+            f"The champion {champion.version} knows classes that {labelled.place} has no rows to train on of: {named}. "
+            "A new checkpoint could never name them. Give more sources or a longer window, or let them go with "
+            "--vanished-classes drop."
+        )
+
+
+def _start(
+    request: TrainingRequest, champion: StoredCheckpoint | None, config: "ModelConfig", seed: int, rows: LabelledRows
+) -> "tuple[AttentionLSTM | None, str]":
+    """The network to go on from, or None for a fresh one; and which, in words."""
+    from attnlstm.checkpoint import from_files
+    from attnlstm.warm_start import warm_started
+
+    if not request.warm_start:
+        return None, "scratch"
+    if champion is None:
+        return None, "scratch: there is no champion yet"
+    data = champion.card.get("data", {})
+    if (data.get("split_by"), data.get("group_column")) != (rows.split_by, request.labelled.group_column):
+        # Some of what the champion was trained on would be among the test rows.
+        return None, f"scratch: the rows of champion {champion.version} were split otherwise"
+    try:
+        network = from_files(champion.files, where=str(champion.location))
+        return warm_started(network, config, seed), f"champion {champion.version}"
+    except ValueError as error:
+        return None, f"scratch: champion {champion.version} does not fit, {error}"
+
+
+def _digest(rows: LabelledRows, config: "ModelConfig", settings: "TrainingSettings", start: str) -> str:
+    """Of everything that the published figures follow from, save for a time limit.
+
+    start: the digest of the checkpoint that training goes on from, "" for none.
+    """
+    from attnlstm.snapshot import FORMAT
+
+    chosen = asdict(replace(settings, threads=None, max_seconds=None))
+    versions = [importlib.metadata.version(name) for name in ("attnlstm", "torch")]
+    digest = hashlib.sha256(json.dumps([FORMAT, versions, config.to_json(), chosen, start], sort_keys=True).encode())
+    for array in (rows.splits, rows.labels, rows.contents):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _published(registry: Registry, digest: str, settings: "TrainingSettings") -> StoredCheckpoint | None:
+    """The newest whole checkpoint of this training; not one that another time limit has cut short."""
+    for version in reversed(registry.versions()):
+        try:
+            training = registry.card(version).get("training", {})
+            if training.get("digest") != digest:
+                continue
+            if training["stopped_by"] == "time" and training["settings"]["max_seconds"] != settings.max_seconds:
+                continue
+            return registry.load(version)
+        except RegistryError:
+            continue  # damaged or pruned meanwhile: as good as not there
+    return None
+
+
+def _train(
+    rows: LabelledRows,
+    config: "ModelConfig",
+    settings: "TrainingSettings",
+    start: "AttentionLSTM | None",
+    snapshots: "_Snapshots",
+    listener: Listener,
+) -> "TrainingResult":
     from attnlstm.training import Labelled, train
 
-    rows = labelled.read()
-    validation = Labelled(*rows.side(VALIDATION))
-    config = ModelConfig(attention=attention, classes=rows.classes)
-    result = train(config, settings, Labelled(*rows.side(TRAIN)), validation, on_epoch)
-    network = result.network
-    network.config = replace(config, temperature=fit_temperature(result.validation_logits, validation.labels))
+    remove_stale_snapshots(snapshots.registry)
 
-    values, offsets, labels = rows.side(TEST)
-    scores = open_engine(network, threads=settings.threads or 1).score(values, offsets)
-    card = {
-        "test": evaluate(scores.probabilities, labels, rows.classes),
-        "training": {
-            "settings": asdict(settings),
-            "stopped_by": result.stopped_by,
-            "best_epoch": result.best_epoch,
-            "seconds": round(result.seconds, 1),
-            "epochs": [asdict(epoch) for epoch in result.epochs],
-        },
-        "data": _describe(labelled, rows),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
-    }
-    return registry.publish(to_files(network), card, _readme(card, rows.classes))
+    def run(resume_from: bytes | None) -> "TrainingResult":
+        return train(
+            config,
+            settings,
+            Labelled(*rows.side(TRAIN)),
+            Labelled(*rows.side(VALIDATION)),
+            listener.on_epoch,
+            network=start,
+            resume_from=resume_from,
+            on_snapshot=snapshots.keep,
+        )
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a checkpoint becomes champion, and why."""
-
-    promoted: bool
-    why: str
+    if (snapshot := read_snapshot(snapshots.registry, snapshots.digest)) is None:
+        return run(None)
+    listener.on_note("training goes on where it was stopped")
+    try:
+        return run(snapshot)
+    except ValueError as error:
+        # Bad rows would be refused again; a bad snapshot must not stand in the way of every later retraining.
+        listener.on_note(f"training starts again: {error}")
+        return run(None)
 
 
-def judge_checkpoint(labelled: LabelledSource, registry: Registry, challenger: str) -> Verdict:
-    """Compare a new checkpoint with the champion on the same held-out rows; promote it if it is not worse.
+class _Snapshots:
+    """Keeps snapshots of one training, no more often than they are cheap."""
 
-    The first checkpoint of a registry is promoted if it beats always naming the commonest class.
-    """
-    from attnlstm.metrics import evaluate
+    def __init__(self, registry: Registry, digest: str) -> None:
+        self.registry, self.digest = registry, digest
+        self._next = 0.0
 
-    card = registry.load(challenger).card
-    accuracy = card["test"]["accuracy"]
-    alias = registry.alias()
-    if alias is None:
-        majority = card["test"]["majority_accuracy"]
-        if accuracy <= majority:
-            return Verdict(
-                False, f"its test accuracy {accuracy:.4f} does not beat the commonest class's {majority:.4f}"
-            )
-        why = f"the first checkpoint, test accuracy {accuracy:.4f} (commonest class {majority:.4f})"
-    else:
-        rows = labelled.read()
-        values, offsets, labels = rows.side(TEST)
-        champion = registry.load(alias.version)
-        probabilities = _by_class(champion, rows.classes, values, offsets)
-        theirs = float(evaluate(probabilities, labels, rows.classes)["accuracy"])  # type: ignore[arg-type]
-        compared = f"test accuracy {accuracy:.4f}; champion {alias.version} has {theirs:.4f} on the same rows"
-        if accuracy < theirs:
-            return Verdict(False, compared)
-        why = compared
-    registry.promote(challenger, why)
-    return Verdict(True, why)
-
-
-def _by_class(stored: StoredCheckpoint, classes: tuple[str, ...], values: Any, offsets: Any) -> Any:
-    """A checkpoint's probabilities (N, len(classes)) in the order of other classes; 0 for one it does not know."""
-    from attnlstm.checkpoint import from_files
-    from attnlstm.engines import open_engine
-
-    network = from_files(stored.files, where=str(stored.location))
-    scores = open_engine(network).score(values, offsets)
-    probabilities = np.zeros((len(offsets) - 1, len(classes)), np.float32)
-    for place, name in enumerate(network.config.classes):
-        if name in classes:
-            probabilities[:, classes.index(name)] = scores.probabilities[:, place]
-    return probabilities
-
-
-def _describe(labelled: LabelledSource, rows: LabelledRows) -> dict[str, Any]:
-    sides = (TRAIN, VALIDATION, TEST)
-    return {
-        **asdict(labelled),
-        "source": labelled.place,
-        "num_files": rows.num_files,
-        "num_unlabelled": rows.num_unlabelled,
-        "num_unusable": rows.num_unusable,
-        "split_by": rows.split_by,
-        "rows": {
-            name: int(np.count_nonzero(rows.splits == side)) for name, side in zip(SPLIT_NAMES, sides, strict=True)
-        },
-        "rows_per_class": dict(zip(rows.classes, np.bincount(rows.labels).tolist(), strict=True)),
-    }
-
-
-def _readme(card: dict[str, Any], classes: tuple[str, ...]) -> str:
-    test, data = card["test"], card["data"]
-    return (
-        "# An attnlstm checkpoint\n\n"
-        f"An attention-LSTM over byte sequences with {len(classes)} classes: {', '.join(classes)}.\n\n"
-        f"Trained on {data['rows']['train']:,} rows of `{data['source']}`, stopped on {data['rows']['validation']:,}, "
-        f"measured on {test['num_rows']:,} that it never saw:\n\n"
-        "| test accuracy | macro-F1 | log loss | calibration error | commonest class |\n|---|---|---|---|---|\n"
-        f"| {test['accuracy']:.4f} | {test['macro_f1']:.4f} | {test['log_loss']:.4f} | {test['ece']:.4f} "
-        f"| {test['majority_accuracy']:.4f} |\n\n"
-        "`card.json` has all figures, the settings and the versions. Score with "
-        "`attnlstm classify SOURCE OUTPUT --checkpoint THIS_FOLDER`.\n"
-    )
+    def keep(self, content: bytes) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            write_snapshot(self.registry, self.digest, content)
+            ended = time.monotonic()
+            self._next = ended + (ended - began) / _SNAPSHOT_SHARE

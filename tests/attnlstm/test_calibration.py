@@ -21,19 +21,30 @@ def test_the_temperature_is_recovered(temperature: float) -> None:
     assert fit_temperature(*overconfident(temperature)) == pytest.approx(temperature, rel=0.03)
 
 
-def test_it_is_the_minimum_of_the_log_loss() -> None:
+@pytest.mark.parametrize("weights", [None, np.random.default_rng(3).random(307)])
+def test_it_is_the_minimum_of_the_log_loss_with_one_more_row(weights: np.ndarray | None) -> None:
     logits, labels = overconfident(2.0, num_rows=307)
+    counting = np.ones(307) if weights is None else weights
 
     def loss(temperature: float) -> float:
-        return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(307), labels].mean()
+        of_all = -log_softmax(logits.astype(np.float64) / temperature, axis=1)
+        of_labels = counting @ of_all[np.arange(307), labels]
+        return of_labels + counting @ of_all.mean(axis=1) / counting.sum()
 
     expected = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}).x
-    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-5)
+    assert fit_temperature(logits, labels, weights) == pytest.approx(expected, rel=1e-5)
+
+
+def test_few_rows_that_are_all_right_are_no_ground_for_certainty() -> None:
+    labels = np.arange(100) % 2
+    logits = np.where(labels[:, None] == np.arange(2), 9.0, -9.0)
+    confidence = 1 / (1 + np.exp(-18 / fit_temperature(logits, labels)))
+    assert confidence == pytest.approx(1 - 0.5 / 101)
 
 
 def test_rows_that_say_nothing_about_it_end_at_a_bound() -> None:
     logits = np.array([[4.0, 0.0], [0.0, 4.0]])
-    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.05)
+    assert fit_temperature(logits / 99, np.array([0, 1])) == pytest.approx(0.05)
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(20.0)
 
 

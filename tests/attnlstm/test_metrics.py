@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from attnlstm.metrics import evaluate
+from attnlstm.metrics import auroc, evaluate
 
 CLASSES = ("a", "b", "c", "d", "e")
 
@@ -54,6 +54,24 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([[0.91, 0.09], [0.89, 0.11], [0.38, 0.62]])
     found = evaluate(probabilities, np.array([0, 1, 1]), ("a", "b"))["ece"]
     assert found == pytest.approx((2 * 0.4 + 0.38) / 3)
+
+
+def test_auroc_is_scikit_learns_ties_included() -> None:
+    rng = np.random.default_rng(71)
+    labels = rng.integers(0, 4, 307)
+    probabilities = rng.dirichlet(np.ones(4), 307).round(1) + 0.05
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    assert auroc(probabilities, labels) == pytest.approx(
+        sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    )
+    two = probabilities[:, :2] / probabilities[:, :2].sum(axis=1, keepdims=True)
+    found = evaluate(two, labels % 2, ("a", "b"))["auroc"]
+    assert found == pytest.approx(sklearn_metrics.roc_auc_score(labels % 2, two[:, 1]))
+
+
+def test_auroc_is_none_where_a_class_has_no_row() -> None:
+    probabilities, labels = example()
+    assert evaluate(probabilities, labels, CLASSES)["auroc"] is None
 
 
 def test_a_certain_and_wrong_row_has_a_finite_loss() -> None:

@@ -1,11 +1,14 @@
 """Labelled rows for training: classes in order, sides by group or content, and what was left out counted."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage.date_range import DateRange
 from storage.errors import SourceError
 from storage.labelled import LabelledRows, read_labelled
 from storage.split import TEST, TRAIN, VALIDATION, assign_splits
@@ -15,8 +18,14 @@ TOKENS = [b"%d" % number * 3 for number in range(200)]
 
 
 def sequences(rows: LabelledRows) -> list[bytes]:
-    content = rows.values.tobytes()
-    return [content[start:end] for start, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+    """The tokens of each row, in the order of reading, from the sides that they are kept in."""
+    contents = [values.tobytes() for values in rows.values]
+    found = []
+    for side, length in zip(rows.splits.tolist(), rows.lengths.tolist(), strict=True):
+        found.append(contents[side][:length])
+        contents[side] = contents[side][length:]
+    assert contents == [b"", b"", b""]
+    return found
 
 
 def test_rows_of_all_files_in_order_with_their_labels(put: Callable[..., Path], data: Path) -> None:
@@ -88,10 +97,13 @@ def test_without_groups_equal_content_stays_together(put: Callable[..., Path], d
     assert rows.splits.tolist() == assign_splits(TOKENS * 2).tolist()
 
 
-def test_groups_count_only_if_every_file_has_them(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:2], label=["x", "y"], group=["g", "g"])
-    put("b.parquet", TOKENS[2:4], label=["x", "y"])
-    assert read_labelled(str(data)).split_by == "content"
+def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Callable[..., Path], data: Path) -> None:
+    grouped = put("a.parquet", TOKENS[:50], label=["x", "y"] * 25, group=[f"g{number // 4}" for number in range(50)])
+    put("b.parquet", TOKENS[50:], label=["x", "y"] * 75)
+    rows, alone = read_labelled(str(data)), read_labelled(str(grouped))
+    assert (rows.split_by, alone.split_by) == ("group and content", "group")
+    assert rows.splits[:50].tolist() == alone.splits.tolist()
+    assert rows.splits[50:].tolist() == assign_splits(TOKENS[50:]).tolist()
 
 
 def test_rows_without_a_group_are_spread_by_content(put: Callable[..., Path], data: Path) -> None:
@@ -211,3 +223,93 @@ def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Call
     message = refusal(data)
     assert message.startswith(f"{data}/b.parquet: not a whole Parquet file")
     assert message.endswith("(2 more files can't be read either)")
+
+
+def test_several_sources_are_read_in_order_and_no_file_twice(put: Callable[..., Path], data: Path) -> None:
+    first = put("one/a.parquet", [b"1"], label=["x"])
+    put("two/b.parquet", [b"2", b"3"], label=["y", "y"])
+    rows = read_labelled([str(data / "one"), str(data / "two"), str(first), str(data)])
+    assert sequences(rows) == [b"1", b"2", b"3"]
+    assert rows.files == (str(first), str(data / "two/b.parquet"))
+
+
+def test_rows_are_named_by_their_file_and_position_there(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"1", None, b"3"], label=["x", "y", "y"], row_group_size=1)
+    put("b.parquet", [b"4", b"5"], label=[None, "x"])
+    rows = read_labelled(str(data))
+    assert [rows.place(row) for row in range(3)] == [
+        f"{data}/a.parquet row 0",
+        f"{data}/a.parquet row 2",
+        f"{data}/b.parquet row 1",
+    ]
+
+
+def test_only_dates_of_the_range_are_read(put: Callable[..., Path], data: Path) -> None:
+    for day in range(1, 6):
+        put(f"date=2026-11-0{day}/a.parquet", [b"%d" % day] * 2, label=["x", "y"])
+    put("date=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"0"], label=["x"])
+    late = read_labelled(str(data), dates=DateRange(window="2d"))
+    assert (sequences(late), late.since) == ([b"4", b"4", b"5", b"5"], "2026-11-04")
+    assert read_labelled(str(data)).since is None
+    assert len(read_labelled(str(data))) == 11
+
+
+def test_range_without_rows_is_refused(put: Callable[..., Path], data: Path) -> None:
+    put("date=2026-11-01/a.parquet", [b"1"], label=["x"])
+    with pytest.raises(SourceError, match=rf"^The source {data} has no file from 2027-01-01 on\. Check the dates\.$"):
+        read_labelled(str(data), dates=DateRange(since=date(2027, 1, 1)))
+
+
+def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100, row_group_size=7)
+    put("b.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "z"] * 100)
+    whole, spilled = read_labelled(str(data)), read_labelled(str(data), memory_bytes=16)
+    assert not any(isinstance(values.base, np.memmap) for values in whole.values)
+    assert all(isinstance(values.base, np.memmap) for values in spilled.values)
+    for side in (TRAIN, VALIDATION, TEST):
+        for one, other in zip(whole.side(side), spilled.side(side), strict=True):
+            assert one.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("memory_bytes", [16, 1 << 20])
+def test_classes_with_too_few_rows_to_train_on_are_left_out_and_counted(
+    memory_bytes: int, put: Callable[..., Path], data: Path
+) -> None:
+    splits = assign_splits(TOKENS)
+    to_train_on, to_test_on = int(np.flatnonzero(splits == TRAIN)[9]), int(np.flatnonzero(splits == TEST)[1])
+    labels = ["a" if number % 2 else "b" for number in range(200)]
+    labels[to_train_on], labels[to_test_on] = "c", "d"
+    put("a.parquet", TOKENS, label=labels)
+    rows = read_labelled(str(data), min_class_rows=1, memory_bytes=memory_bytes)
+    assert (rows.classes, rows.left_out) == (("a", "b", "c"), {"d": 1})
+    rows = read_labelled(str(data), min_class_rows=2, memory_bytes=memory_bytes)
+    assert (rows.classes, rows.left_out) == (("a", "b"), {"c": 1, "d": 1})
+    kept = [number for number in range(200) if number not in (to_train_on, to_test_on)]
+    assert sequences(rows) == [TOKENS[number] for number in kept]
+    assert [rows.classes[code] for code in rows.labels] == [labels[number] for number in kept]
+    assert rows.positions.tolist() == kept
+
+
+def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(
+    put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS[4:8], label=["x", "x", "x", "y"])
+    with pytest.raises(
+        SourceError, match=r"has only 'x' in column 'label' \(y: too few rows to train on\); training needs"
+    ):
+        read_labelled(str(data), min_class_rows=2)
+
+
+def test_duplicates_across_groups_and_conflicting_labels_are_counted(put: Callable[..., Path], data: Path) -> None:
+    groups = [f"g{number}" for number in range(200)]
+    splits = assign_splits(group.encode() for group in groups)
+    tests, trains = np.flatnonzero(splits == TEST), np.flatnonzero(splits == TRAIN)
+    tokens, labels = list(TOKENS), ["x", "y"] * 100
+    tokens[tests[0]] = tokens[trains[0]]  # a test row that training has met
+    labels[tests[0]] = labels[trains[0]]
+    tokens[trains[1]] = tokens[trains[2]]  # the same tokens with two labels
+    labels[trains[1]], labels[trains[2]] = "x", "y"
+    put("a.parquet", tokens, label=labels, group=groups)
+    found = read_labelled(str(data)).duplicates()
+    assert (found.num_rows, found.num_across_sides, found.num_test_rows_seen) == (2, 1, 1)
+    assert (found.num_conflicting, found.num_conflicting_rows) == (1, 2)

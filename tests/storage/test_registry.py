@@ -1,16 +1,23 @@
-"""Checkpoints are whole or absent, aliases move at once and remember, and nothing is ever unpickled."""
+"""Checkpoints are whole or absent, aliases move one at a time and remember, and nothing is ever unpickled."""
 
 import json
+import multiprocessing
 import pickle
 import re
 import shutil
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
+from storage.aliases import AliasMovedError, RegistryBusyError
 from storage.errors import RegistryError
 from storage.location import Location
+from storage.lock import only_run
 from storage.registry import Registry, StoredCheckpoint, files_digest, read_checkpoint
+from storage.retention import prune
+from storage.snapshots import read_snapshot, remove_snapshot, write_snapshot
 
 FILES = {"config.json": b'{"num_classes": 2}', "model.safetensors": b"\x08weights"}
 
@@ -34,7 +41,8 @@ def test_published_checkpoint_loads_by_version_and_by_folder(registry: Registry,
     assert registry.load(stored.version) == stored
     assert registry.load(str(folder_of(stored))) == stored
     assert dict(stored.files) == FILES
-    assert stored.card == {"version": stored.version, "metrics": {"accuracy": 0.5}}
+    assert stored.card == {"version": stored.version, "metrics": {"accuracy": 0.5}, "digest": stored.digest}
+    assert registry.card(stored.version) == stored.card
     assert sorted(path.name for path in folder_of(stored).iterdir()) == [
         "README.md",
         "card.json",
@@ -109,7 +117,7 @@ def test_promotion_moves_the_champion_and_keeps_its_history(registry: Registry, 
     alias = registry.alias()
     assert alias is not None
     assert (alias.version, alias.why) == (stored.version, "rolled back")
-    assert [(before["version"], before["why"]) for before in alias.before] == [
+    assert [(before.version, before.why) for before in alias.before] == [
         (second.version, "more accurate"),
         (stored.version, "first"),
     ]
@@ -160,6 +168,135 @@ def test_checkpoint_that_changed_while_in_use_is_refused(stored: StoredCheckpoin
         read_checkpoint(stored.location, stored.version, digest=stored.digest)
 
 
+def test_checkpoint_that_is_not_what_its_card_says_is_refused(registry: Registry, stored: StoredCheckpoint) -> None:
+    path = folder_of(stored) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])  # a copy that was broken off
+    with pytest.raises(RegistryError) as refused:
+        registry.load(stored.version)
+    assert str(refused.value) == (
+        f"The checkpoint {folder_of(stored)} is not what was published: config.json or model.safetensors differs from "
+        "the digest on its card.json. Copy the folder again, or choose another version."
+    )
+    with pytest.raises(RegistryError, match="is not what was published"):
+        registry.promote(stored.version, "a mistake")
+    assert registry.alias() is None
+
+
+def test_card_of_another_version_lends_neither_version_nor_digest(registry: Registry, stored: StoredCheckpoint) -> None:
+    other = registry.publish({**FILES, "model.safetensors": b"other"}, stored.card, "")
+    assert registry.load(other.version) == other
+    assert (other.card["version"], other.card["digest"]) == (other.version, other.digest)
+
+
+def test_card_takes_notes_and_scores_stay_the_same(registry: Registry, stored: StoredCheckpoint) -> None:
+    card = registry.annotate(stored.version, judgement={"outcome": "rejected"})
+    assert card == stored.card | {"judgement": {"outcome": "rejected"}}
+    assert registry.load(stored.version).card == card
+    assert registry.load(stored.version).digest == stored.digest
+
+
+def test_card_is_read_without_the_weights(registry: Registry, stored: StoredCheckpoint) -> None:
+    for name in FILES:
+        (folder_of(stored) / name).unlink()
+    assert registry.card(stored.version) == stored.card
+    with pytest.raises(RegistryError, match="no checkpoint 'v9'"):
+        registry.card("v9")
+    with pytest.raises(RegistryError, match="no checkpoint '/elsewhere'"):
+        registry.card("/elsewhere")
+    (folder_of(stored) / "card.json").unlink()
+    with pytest.raises(RegistryError, match=r"is incomplete: it has no card\.json, which is written last"):
+        registry.card(stored.version)
+
+
+def test_rollback_goes_back_step_by_step_and_remembers_what_was_undone(registry: Registry) -> None:
+    first, second, third = (
+        registry.publish({**FILES, "model.safetensors": content}, {}, "").version for content in (b"1", b"2", b"3")
+    )
+    for version in (first, second, third):
+        registry.promote(version, f"promoted {version}")
+    once = registry.roll_back("a bad day")
+    assert (once.version, once.why) == (second, "a bad day")
+    assert registry.load("champion").version == second
+    twice = registry.roll_back("a worse one")
+    assert (twice.version, twice.before) == (first, ())
+    assert [(each.version, each.why) for each in twice.undone] == [(second, "a bad day"), (third, f"promoted {third}")]
+    with pytest.raises(RegistryError) as refused:
+        registry.roll_back("no more")
+    assert str(refused.value) == (
+        f"The registry {registry.root} has had no other champion than {first}, so there is nothing to roll back to."
+    )
+    assert registry.alias() == twice
+    assert registry.promote(third, "after all").undone == twice.undone
+
+
+def test_rollback_of_an_empty_registry_is_refused(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"has no champion, so there is nothing to roll back to\.$"):
+        registry.roll_back("a mistake")
+
+
+def test_rollback_to_a_version_that_is_gone_is_refused_and_moves_nothing(
+    registry: Registry, stored: StoredCheckpoint
+) -> None:
+    registry.promote(stored.version, "first")
+    second = registry.publish({**FILES, "model.safetensors": b"better"}, {}, "")
+    registry.promote(second.version, "better")
+    shutil.rmtree(folder_of(stored))
+    with pytest.raises(RegistryError, match=rf"no checkpoint '{stored.version}'"):
+        registry.roll_back("a mistake")
+    assert registry.load("champion") == second
+
+
+def test_alias_that_moved_since_the_decision_is_not_moved_by_it(registry: Registry, stored: StoredCheckpoint) -> None:
+    second = registry.publish({**FILES, "model.safetensors": b"better"}, {}, "")
+    registry.succeed(None, stored.version, "the first")
+    with pytest.raises(AliasMovedError) as refused:
+        registry.succeed(None, second.version, "the first too")
+    assert str(refused.value) == (
+        f"The champion of {registry.root} is {stored.version} now, and {second.version} was compared with None. "
+        "Run the same command again to compare it with the new one."
+    )
+    alias = registry.succeed(stored.version, second.version, "better")
+    assert [(alias.version, *(each.version for each in alias.before))] == [(second.version, stored.version)]
+
+
+def _promote_often(root: str, version: str, together: Barrier) -> None:
+    together.wait()
+    for number in range(20):
+        Registry.open(root).promote(version, f"{version} {number}")
+
+
+def _publish_often(root: str, version: str, together: Barrier) -> None:
+    together.wait()
+    for _ in range(10):
+        Registry.open(root).publish(FILES, {}, "")
+
+
+def _at_once(work: Callable[[str, str, Barrier], None], registry: Registry, version: str = "") -> None:
+    """Three processes that do the same from the same moment on."""
+    forkserver = multiprocessing.get_context("forkserver")
+    together = forkserver.Barrier(3)
+    children = [forkserver.Process(target=work, args=(str(registry.root), version, together)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def test_moves_of_several_processes_are_all_remembered(registry: Registry, stored: StoredCheckpoint) -> None:
+    _at_once(_promote_often, registry, stored.version)
+    alias = registry.alias()
+    assert alias is not None
+    assert len(alias.before) == 59
+
+
+def test_the_same_weights_published_by_several_processes_at_once_are_versions_of_their_own(registry: Registry) -> None:
+    _at_once(_publish_often, registry)
+    assert len(registry.versions()) == 30
+    for version in registry.versions():
+        registry.load(version)
+
+
 class Bomb:
     """Unpickled, it leaves a mark."""
 
@@ -192,4 +329,28 @@ def test_registry_is_readable_by_people(registry: Registry, stored: StoredCheckp
     registry.promote(stored.version, "naïve but first")
     text = Path(registry.root.path, "aliases/champion.json").read_text()
     assert "naïve but first" in text
-    assert sorted(json.loads(text)) == ["before", "since", "version", "why"]
+    assert sorted(json.loads(text)) == ["before", "since", "undone", "version", "why"]
+
+
+def test_aliases_in_an_object_store_move_under_a_lease(s3: Callable[[str], str]) -> None:
+    registry = Registry.open(s3("registry"))
+    versions = [registry.publish({**FILES, "model.safetensors": each}, {}, "").version for each in (b"1", b"2", b"3")]
+    registry.succeed(None, versions[0], "the first")
+    registry.succeed(versions[0], versions[1], "better")
+    with only_run(registry.root / "aliases", "a test"), pytest.raises(RegistryBusyError, match="run a test, process"):
+        registry.promote(versions[2], "at the same time")
+    assert registry.roll_back("a bad day").version == versions[0]
+    registry.annotate(versions[2], note="seen")
+    assert registry.load(versions[2]).card["note"] == "seen"
+
+
+def test_object_store_is_pruned_and_keeps_snapshots(s3: Callable[[str], str]) -> None:
+    registry = Registry.open(s3("registry"))
+    versions = [registry.publish({**FILES, "model.safetensors": each}, {}, "").version for each in (b"1", b"2", b"3")]
+    registry.promote(min(versions), "a test")
+    write_snapshot(registry, "d", b"going on")
+    assert [each.path for each in prune(registry, keep=1, history=1)] == [f"checkpoints/{sorted(versions)[1]}"]
+    assert registry.versions() == [min(versions), max(versions)]
+    assert read_snapshot(registry, "d") == b"going on"
+    remove_snapshot(registry, "d")
+    assert read_snapshot(registry, "d") is None

@@ -1,0 +1,82 @@
+"""A step is that of the whole batch at once, whatever its slices."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attnlstm.batching import pad
+from attnlstm.config import ModelConfig
+from attnlstm.network import AttentionLSTM
+from attnlstm.threads import worker_threads
+from attnlstm.training_rows import Labelled, balancing_weights, crop
+from attnlstm.training_step import Stepper, _rows_per_slice
+
+CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=("x", "y", "z"))
+
+
+@pytest.mark.parametrize("weights", [np.ones(3, np.float32), np.array([0.5, 3, 1], np.float32)])
+def test_a_step_is_that_of_the_whole_batch_at_once(
+    weights: np.ndarray, planted: Callable[[int, int], Labelled]
+) -> None:
+    """Slices, threads and summing do not change the gradient of the mean loss."""
+    network = AttentionLSTM(CONFIG)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    rows = np.arange(83)
+    batch = crop(planted(307, 1), rows, 1000, np.random.default_rng(0))
+    with worker_threads(2, "test") as workers:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        stepper = Stepper(
+            network,
+            optimizer,
+            class_weights=weights,
+            clip_norm=1e9,
+            precision="float32",
+            seed=0,
+            workers=workers,
+        )
+        loss = stepper.take(batch, step=0, learning_rate=0.5)
+    found = {name: before[name] - tensor for name, tensor in network.state_dict().items()}
+    network.load_state_dict(before)
+    token_ids, lengths = pad(batch.values, batch.offsets, rows, CONFIG.padding_id)
+    logits, _ = network(torch.from_numpy(token_ids), torch.from_numpy(lengths))
+    losses = F.cross_entropy(logits, torch.from_numpy(batch.labels), reduction="none")
+    expected = (losses * torch.from_numpy(weights)[torch.from_numpy(batch.labels)]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = torch.autograd.grad(expected, list(network.parameters()))
+    for (name, _), gradient in zip(network.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(found[name], 0.5 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_classes_have_the_same_say_in_the_gradient(planted: Callable[[int, int], Labelled]) -> None:
+    rows = planted(97, 5)
+    lopsided = replace(rows, labels=np.where(np.arange(97) < 90, 0, rows.labels))
+    weights = balancing_weights(lopsided.labels, 3)
+    torch.manual_seed(3)
+    network = AttentionLSTM(CONFIG)
+    with worker_threads(1, "test") as workers:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        stepper = Stepper(
+            network, optimizer, class_weights=weights, clip_norm=1.0, precision="float32", seed=0, workers=workers
+        )
+        found = stepper.take(lopsided, step=0, learning_rate=0.0).item()
+    token_ids, lengths = pad(rows.values, rows.offsets, np.arange(97), CONFIG.padding_id)
+    with torch.no_grad():
+        losses = F.cross_entropy(
+            network(torch.from_numpy(token_ids), torch.from_numpy(lengths))[0],
+            torch.from_numpy(lopsided.labels),
+            reduction="none",
+        ).numpy()
+    present = [losses[lopsided.labels == i].mean() for i in range(3) if (lopsided.labels == i).any()]
+    assert found == pytest.approx(np.mean(present), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "longest", "expected"),
+    [(64, 512, 32), (128, 512, 64), (1000, 512, 64), (20, 512, 32), (128, 8, 128), (64, 20, 51)],
+)
+def test_slices_keep_two_cores_busy_unless_rows_are_short(num_rows: int, longest: int, expected: int) -> None:
+    assert _rows_per_slice(num_rows, longest) == expected
