@@ -2,6 +2,8 @@
 # Paths are relative on purpose, so that a folder with spaces in its name works.
 PYTHON ?= python3
 BIN := .venv/bin
+DATA := $(or $(ATTNLSTM_TEST_DATA),../shared/data)
+STUDY_SETS := $(wildcard $(DATA)/names $(DATA)/splice $(DATA)/sms_spam)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,6 +28,11 @@ bench: .venv/installed-bench ## Measure speed against other ways to do it (about
 
 growth: .venv/installed-bench ## Ten thousand to ten million rows: time and memory
 	@$(BIN)/python tests/benchmarks/run.py --only growth --folder bench --results tests/benchmarks/results
+
+study: .venv/installed-test ## Measure what attention is worth (some ten minutes); goes on where it was stopped
+	@$(BIN)/attnlstm sample study/sample --rows 4000 --fragment-bytes 64
+	@$(BIN)/attnlstm study study/sample $(STUDY_SETS) --rows 2000 --epochs 12 --out study/out
+	@mkdir -p tests/benchmarks/results && cp study/out/study.* tests/benchmarks/results/
 
 kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)
 	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py

@@ -35,7 +35,7 @@ for _name, _help in {
     "sample": "Write labelled fragments of the files on this machine, to try things on.",
     "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
     "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
-    "backfill": "Classify a range of dates.",
+    "backfill": "Classify a range of partitions, such as dates.",
     "plan": "Say what classify would do, and why.",
     "verify": "Check an output against its input, row by row.",
     "prune": "Remove from an output what no input accounts for.",

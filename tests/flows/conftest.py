@@ -114,7 +114,7 @@ def dataset_copy(dataset: Path, tmp_path: Path) -> Path:
 def trained(prefect_server: str, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A registry whose champion was trained on the dataset by the retrain flow. Read only."""
     registry = tmp_path_factory.mktemp("trained") / "registry"
-    state: Any = retrain(str(dataset), registry=str(registry), epochs=12, seed=3, return_state=True)
+    state: Any = retrain(str(dataset), registry=str(registry), preset="reference", epochs=12, seed=3, return_state=True)
     assert state.is_completed(), state.message
     return Trained(state, registry, state.result()["version"])
 

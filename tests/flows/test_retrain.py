@@ -117,7 +117,8 @@ def test_champion_that_is_trained_again_is_left_as_it_is_and_no_event_is_emitted
 ) -> None:
     before = (registry_copy / "aliases/champion.json").read_bytes()
 
-    state: Any = retrain(str(dataset), registry=str(registry_copy), epochs=12, seed=3, return_state=True)
+    options: dict[str, Any] = {"preset": "reference", "epochs": 12, "seed": 3, "return_state": True}
+    state: Any = retrain(str(dataset), registry=str(registry_copy), **options)
 
     assert state.result() == {"version": trained.version, "promoted": False, "outcome": "unchanged"}
     assert state.message.startswith(f"{trained.version} changes nothing: it is champion already, since ")
