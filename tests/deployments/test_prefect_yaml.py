@@ -31,6 +31,7 @@ from attnlstm.network import AttentionLSTM
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
 NAMES = ("classify", "backfill", "retrain")
+FLOW_OF = {name: name for name in NAMES} | {"partition": "classify"}
 
 # `definitions` holds YAML anchors, which are resolved before Prefect reads a key.
 OURS = {"definitions"}
@@ -63,7 +64,7 @@ def test_file_has_no_key_that_prefect_would_pass_over_in_silence() -> None:
     PrefectYamlModel.model_validate(read)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=FLOW_OF)
 def deployment(request: pytest.FixtureRequest) -> dict[str, Any]:
     return _deployments()[request.param]
 
@@ -75,7 +76,7 @@ def test_entrypoint_is_the_flow_of_its_name_and_takes_the_parameters(
 
     flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
 
-    assert flow.name == deployment["name"]
+    assert flow.name == FLOW_OF[deployment["name"]]
     assert set(deployment["parameters"]) <= set(parameter_schema(flow).properties)
 
 
@@ -133,10 +134,13 @@ def deployed(prefect_server: str) -> str:
 @pytest.mark.slow
 def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(deployed: str) -> None:
     with get_client(sync_client=True) as client:
-        found = {name: client.read_deployment_by_name(f"{name}/{name}") for name in NAMES}
+        found = {name: client.read_deployment_by_name(f"{flow}/{name}") for name, flow in FLOW_OF.items()}
+        (automation,) = client.read_automations_by_name("retrain-on-drift")
 
-    schedules = {name: [each.schedule for each in found[name].schedules] for name in NAMES}
-    assert schedules["backfill"] == []
+    assert automation.trigger.expect == {"attnlstm.drift.detected"}
+    assert automation.actions[0].deployment_id == found["retrain"].id
+    schedules = {name: [each.schedule for each in found[name].schedules] for name in FLOW_OF}
+    assert schedules["backfill"] == schedules["partition"] == []
     for name, cron in (("classify", "0 * * * *"), ("retrain", "0 3 * * 0")):
         (schedule,) = schedules[name]
         assert isinstance(schedule, CronSchedule)
@@ -147,7 +151,7 @@ def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(
         assert deployment.parameters == _deployments()[name]["parameters"]
         assert deployment.enforce_parameter_schema
         assert deployment.global_concurrency_limit is not None
-        assert deployment.global_concurrency_limit.limit == 1
+        assert deployment.global_concurrency_limit.limit == (8 if name == "partition" else 1)
         assert deployment.concurrency_options is not None
         assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
 
@@ -159,7 +163,7 @@ def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -
     parameters: dict[str, dict[str, Any]] = {
         "classify": {**scoring, "output": text["output"]},
         "backfill": {**scoring, "output": text["backfilled"], "start": "2026-11-02", "end": "2026-11-03"},
-        "retrain": {"source": text["source"], "registry": text["registry"], "epochs": 2},
+        "retrain": {"source": text["source"], "registry": text["registry"], "preset": "reference", "epochs": 2},
     }
     runs: dict[str, Any] = {
         name: run_deployment(f"{name}/{name}", parameters=parameters[name], timeout=0) for name in NAMES
@@ -171,7 +175,7 @@ def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -
         states = {name: client.read_flow_run(run.id).state for name, run in runs.items()}
     assert {name: state and (state.name, state.message) for name, state in states.items()} == {
         "classify": ("Completed", "160 rows in 2 shards scored, 0 with errors; 0 shards were up to date."),
-        "backfill": ("Completed", "1 of 2 dates completed, 1 without input."),
+        "backfill": ("Completed", "1 of 2 partitions completed, 1 no input."),
         "retrain": ("Completed", states["retrain"] and states["retrain"].message),
     }
     assert sum(pq.read_metadata(path).num_rows for path in (places["output"] / "predictions").rglob("*.parquet")) == 160
