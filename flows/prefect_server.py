@@ -7,6 +7,7 @@ behind if this process is killed. Run as a module, this file is that child.
 
 import atexit
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -18,6 +19,9 @@ from collections.abc import Iterator
 # The first start of a server migrates its database, which takes half a minute on a slow disk.
 _START_SECONDS = 180
 _STOP_SECONDS = 10
+
+# What flows import when they run, and take seconds for: it may as well be while the server starts.
+_FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_kernel")
 
 # What Prefect sets for a server that serves one process: no page, and no more services than a run needs.
 _OF_ONE_COMMAND = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -65,6 +69,7 @@ class CommandServer:
 
 
 _server: CommandServer | None = None
+_of_this_process = contextlib.ExitStack()
 
 
 def begin_prefect() -> None:
@@ -84,9 +89,17 @@ def begin_prefect() -> None:
 
 def await_prefect() -> None:
     """Return once there is a Prefect API to talk to."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
     begin_prefect()
     if _server:
+        for module in _FLOWS_IMPORT:
+            with contextlib.suppress(ImportError):  # whoever needs it says so
+                importlib.import_module(module)
         _server.wait()
+        # Nobody listens for heartbeats there, and each flow run would take most of a second to end them.
+        settings = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        _of_this_process.enter_context(settings)
 
 
 @contextlib.contextmanager
