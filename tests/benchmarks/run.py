@@ -24,7 +24,7 @@ from findings import Findings, markdown
 from picture import draw
 from workloads import Workload
 
-REFERENCE = Workload("lognormal", 20_000)
+REFERENCE = Workload("lognormal", 40_000)
 SLOW_PEERS = ["naive script", "PackedSequence, sorted"]
 FAST_PEERS = [name for name in PEERS if name not in SLOW_PEERS]
 MAIN = [FLOW, BUNDLES, *FAST_PEERS]

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
+from flows.backfill import backfill
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
@@ -99,14 +100,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "checkpoint").mkdir()
     for name, content in to_files(AttentionLSTM(ModelConfig(classes=("high", "low")))).items():
         (root / "checkpoint" / name).write_bytes(content)
-    return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "registry")}
+    return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "fanned", "registry")}
+
+
+def _environment(url: str) -> dict[str, str]:
+    return {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
 
 
 def _prefect(url: str, *words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *words],
         cwd=REPOSITORY,
-        env={**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"},
+        env=_environment(url),
         capture_output=True,
         text=True,
         timeout=300,
@@ -184,3 +189,27 @@ def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -
     ]
     (checkpoint,) = (places["registry"] / "checkpoints").iterdir()
     assert (checkpoint / "card.json").is_file()
+
+
+@pytest.mark.slow
+def test_backfill_has_the_workers_of_a_pool_run_its_partitions(deployed: str, places: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "attnlstm"]
+    environment = {**_environment(deployed), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL) as worker:
+        try:
+            state: Any = backfill(
+                str(places["source"]),
+                str(places["fanned"]),
+                registry=str(places["registry"]),
+                checkpoint=str(places["checkpoint"]),
+                parallel=2,
+                fan_out="classify/partition",
+                return_state=True,
+            )
+        finally:
+            worker.terminate()
+            worker.wait(60)
+
+    assert state.is_completed(), state.message
+    runs = {run["partition"]: (run["state"], run["rows"]) for run in state.result()}
+    assert runs == {"date=2026-11-01": ("Completed", 80), "date=2026-11-02": ("Completed", 80)}
