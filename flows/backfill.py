@@ -26,7 +26,7 @@ from storage.manifest import read_manifest
 from storage.output import Output, OutputSettings
 from storage.partitions import Partition, PartitionRange
 from storage.pending import Mode
-from storage.registry import Registry
+from storage.registry import Registry, StoredCheckpoint
 
 _NO_INPUT, _NOT_STARTED, _PLANNED = "No input", "Not started", "Planned"
 
@@ -95,15 +95,17 @@ def backfill(
     stored = Registry.open(registry).load(checkpoint)  # one version for all, whatever is promoted meanwhile
     version = stored.version if checkpoint == "champion" else checkpoint
     parameters = {"output": output, "registry": registry, "checkpoint": version, "mode": mode}
+    place = Location.parse(output)
+    recorded = Output.recorded_settings(place)
     if dry_run:
-        runs = [_plan(each, output, registry, version, mode) for each in ordered]
+        plan_one = partial(_plan, Output(place, OutputSettings.from_record(recorded)), stored, mode)
+        runs = [_run(plan_one, each) for each in ordered]
     else:
-        recorded = Output.recorded_settings(Location.parse(output))
         parameters |= {name: value for name, value in recorded.items() if name in classify.parameters.properties}
         run_one = partial(_on_pool, fan_out, parameters) if fan_out else partial(_here, parameters)
         runs = list(_run_all(ordered, run_one, parallel, fail_fast))
-    place = {each.name: number for number, each in enumerate(ordered)}
-    table = [asdict(run) for run in sorted(runs, key=lambda run: place[run.partition])]
+    by_name = {run.partition: run for run in runs}
+    table = [asdict(by_name[each.name]) for each in ordered]
     create_table_artifact(table, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
     return _final_state(table)
 
@@ -124,7 +126,7 @@ def _run_all(
                 while waiting and len(running) < parallel:
                     each = waiting.pop()
                     # Runs of classify are children of this run, which they learn from the context.
-                    running.add(pool.submit(copy_context().run, run_one, each))
+                    running.add(pool.submit(copy_context().run, _run, run_one, each))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     run = future.result()
@@ -140,18 +142,20 @@ def _run_all(
             raise
 
 
-def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
-    """A run of classify in this process."""
+def _run(run_one: Callable[[Partition], PartitionRun], partition: Partition) -> PartitionRun:
     if not partition.exists:
         return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
+    return run_one(partition)
+
+
+def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
+    """A run of classify in this process."""
     state: State[Any] = classify(partition.place, **parameters, return_state=True)
     return _ended(partition, state, parameters["output"], str(state.state_details.flow_run_id))
 
 
 def _on_pool(deployment: str, parameters: dict[str, Any], partition: Partition) -> PartitionRun:
     """A run of classify on a worker of the deployment's pool."""
-    if not partition.exists:
-        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
     run: Any = run_deployment(  # its type allows for a coroutine, which it returns in asynchronous code only
         deployment,
         parameters={"source": partition.place, **parameters},
@@ -174,15 +178,10 @@ def _ended(partition: Partition, state: State[Any], output: str, run_id: str) ->
     )
 
 
-def _plan(partition: Partition, output: str, registry: str, checkpoint: str, mode: Mode) -> PartitionRun:
+def _plan(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:
     """What a run would do, from footers alone."""
-    if not partition.exists:
-        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
-    place = Location.parse(output)
-    settings = OutputSettings.from_record(Output.recorded_settings(place))
     try:
-        examined = examine(partition.place, Output(place, settings))
-        judged = judge(examined, Registry.open(registry).load(checkpoint), mode)
+        judged = judge(examine(partition.place, output), stored, mode)
     except StorageError as error:
         return PartitionRun(partition.name, "Failed", message=str(error))
     rows = sum(each.shard.num_rows for each in judged.pending)

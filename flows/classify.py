@@ -108,12 +108,10 @@ def classify(
     pending = find_pending(place, plan.shards, stored.version, stored.digest, mode)
     logger.info("%s: %d of %d shards to score with %s", found.root, len(pending), len(plan.shards), stored.version)
     num_workers = workers or os.cpu_count() or 1
-    job = ScoringJob(
-        source_root=found.root,
-        output=place,
-        checkpoint=stored.location,
-        checkpoint_version=stored.version,
-        checkpoint_digest=stored.digest,
+    job = ScoringJob.of(
+        stored,
+        found.root,
+        place,
         label_column=label_column,
         device=device,
         engine=engine,

@@ -28,27 +28,18 @@ def score_held_out(
     left out, so a row's may sum to less than 1; a row whose class is not known by a network is one it gets wrong.
     values, offsets: N ragged rows. threads: None for one a core.
     """
+    from attnlstm.batching import plan_pieces
     from attnlstm.engines import open_engine
     from attnlstm.threads import num_cores
 
     engines = [open_engine(network, threads=threads or num_cores()) for network in networks]
     results = [np.zeros((len(offsets) - 1, len(classes)), np.float32) for _ in networks]
-    for first, end in _blocks(offsets):
-        part, part_offsets = values[offsets[first] : offsets[end]], offsets[first : end + 1] - offsets[first]
+    for rows in plan_pieces(offsets, _TOKENS_AT_ONCE):
+        first, last = offsets[rows.start], offsets[rows.stop]
+        part, part_offsets = values[first:last], offsets[rows.start : rows.stop + 1] - first
         for network, engine, result in zip(networks, engines, results, strict=True):
             probabilities = engine.score(part, part_offsets).probabilities
             for place, name in enumerate(network.config.classes):
                 if name in classes:
-                    result[first:end, classes.index(name)] = probabilities[:, place]
+                    result[rows, classes.index(name)] = probabilities[:, place]
     return results
-
-
-def _blocks(offsets: npt.NDArray[np.int64]) -> "list[tuple[int, int]]":
-    """Ranges of rows of about _TOKENS_AT_ONCE tokens; a longer row is one of its own."""
-    blocks, first, num_rows = [], 0, len(offsets) - 1
-    while first < num_rows:
-        end = int(np.searchsorted(offsets, offsets[first] + _TOKENS_AT_ONCE, side="right")) - 1
-        end = min(num_rows, max(end, first + 1))
-        blocks.append((first, end))
-        first = end
-    return blocks

@@ -113,7 +113,7 @@ def judge_checkpoint(
         what = "is champion already" if champion.version == stored.version else "has the champion's own weights"
         return Verdict("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
     rows = labelled.read()
-    compared = _compare(champion, stored, rows, rules.metric)
+    compared = compare_checkpoints(champion, stored, rows, rules.metric)
     objections = _objections(compared, champion, stored, alias, rows, rules)
     why = "; ".join([*objections, _in_words(compared, champion, rules)])
     outcome: Outcome = "rejected" if objections else "promoted"
@@ -134,12 +134,13 @@ def judge_checkpoint(
     return Verdict(outcome, why, record)
 
 
-def compare_checkpoints(a: StoredCheckpoint, b: StoredCheckpoint, rows: LabelledRows, metric: Metric) -> Compared:
-    """Score the test rows with both in one pass, and compare. a: the old one, b: the new one."""
-    return _compare(a, b, rows, metric)
+def compare_checkpoints(
+    a: StoredCheckpoint | None, b: StoredCheckpoint, rows: LabelledRows, metric: Metric
+) -> Compared:
+    """Score the test rows with both in one pass, and compare. a: the old one, or None for the shares of the classes.
 
-
-def _compare(a: StoredCheckpoint | None, b: StoredCheckpoint, rows: LabelledRows, metric: Metric) -> Compared:
+    b: the new one.
+    """
     from attnlstm.comparison import difference, flips, lost_classes
     from attnlstm.metrics import evaluate
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,24 @@ class ScoringJob:
     device: "Device"
     engine: "EngineName"
     threads: int
-    precision: "Precision" = "float32"
+    precision: "Precision"
+
+    @classmethod
+    def of(
+        cls,
+        stored: StoredCheckpoint,
+        source_root: Location,
+        output: Output,
+        *,
+        label_column: str | None = None,
+        device: "Device" = "auto",
+        engine: "EngineName" = "auto",
+        threads: int = 1,
+        precision: "Precision" = "float32",
+    ) -> Self:
+        """The job of scoring with a checkpoint."""
+        place, version, digest = stored.location, stored.version, stored.digest
+        return cls(source_root, output, place, version, digest, label_column, device, engine, threads, precision)
 
 
 @dataclass(frozen=True)

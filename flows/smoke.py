@@ -64,17 +64,7 @@ def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]],
     pq.write_table(pa.table({"tokens": column}), path)
     source = find_source(str(path))
     output = Output(Location.parse(folder / "output"), OutputSettings(columns=Columns()))
-    job = ScoringJob(
-        source_root=source.root,
-        output=output,
-        checkpoint=stored.location,
-        checkpoint_version=stored.version,
-        checkpoint_digest=stored.digest,
-        label_column=None,
-        device="auto",
-        engine="auto",
-        threads=1,
-    )
+    job = ScoringJob.of(stored, source.root, output)
     shards = plan_shards(source, Columns(), ShardLimits()).shards
     for result in score_bundle(job, find_pending(output, shards, stored.version, stored.digest, "missing")):
         if not isinstance(result, ScoredShard):

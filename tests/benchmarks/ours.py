@@ -29,17 +29,7 @@ def open_bundles(task: Task, engine: EngineName) -> Run:
         place = Output(Location.parse(output), settings)
         shards = plan_shards(found, settings.columns, settings.limits).shards
         pending = find_pending(place, shards, stored.version, stored.digest, "missing")
-        job = ScoringJob(
-            source_root=found.root,
-            output=place,
-            checkpoint=stored.location,
-            checkpoint_version=stored.version,
-            checkpoint_digest=stored.digest,
-            label_column=None,
-            device="cpu",
-            engine=engine,
-            threads=task.threads,
-        )
+        job = ScoringJob.of(stored, found.root, place, device="cpu", engine=engine, threads=task.threads)
         load_checkpoint(job, stored)
         place.prepare(str(found.root))
         with ThreadPoolExecutor(task.threads) as pool:

@@ -32,7 +32,7 @@ def _score(dataset: Path, output: Path, registry: Path, saving: str = "full") ->
     found = find_source(str(dataset))
     place = Output(Location.parse(output), OutputSettings(attention=AttentionSaving.parse(saving)))
     place.prepare(str(found.root))
-    job = ScoringJob(found.root, place, stored.location, stored.version, stored.digest, None, "cpu", "torch", 1)
+    job = ScoringJob.of(stored, found.root, place, device="cpu", engine="torch")
     for shard in plan_shards(found, place.settings.columns, place.settings.limits).shards:
         score_shard(job, shard, "missing")
 

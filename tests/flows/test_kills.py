@@ -43,17 +43,7 @@ class Run:
         stored = Registry.open(str(folder / "registry")).load("champion")
         self.source = find_source(str(folder / "source"))
         self.output = Output(Location.parse(output), SETTINGS)
-        self.job = ScoringJob(
-            source_root=self.source.root,
-            output=self.output,
-            checkpoint=stored.location,
-            checkpoint_version=stored.version,
-            checkpoint_digest=stored.digest,
-            label_column=None,
-            device="cpu",
-            engine="torch",
-            threads=2,
-        )
+        self.job = ScoringJob.of(stored, self.source.root, self.output, device="cpu", engine="torch", threads=2)
 
     def plan(self) -> ShardPlan:
         return plan_shards(self.source, SETTINGS.columns, SETTINGS.limits)

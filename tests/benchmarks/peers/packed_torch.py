@@ -3,7 +3,6 @@
 Packing keeps the backward direction from reading padding, which a plain bidirectional call does.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,17 +10,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attnlstm.network import AttentionLSTM
+from peers.sorted_torch import open_sorted, score_batch
 from script import (
     Batches,
     Floats,
     Offsets,
-    Rows,
     Score,
     Task,
     Values,
     batches_in_file_order,
     load_network,
-    sorted_batches,
 )
 
 CANDIDATES: list[dict[str, Any]] = [
@@ -39,7 +37,7 @@ def open_naive(task: Task, all_cores: bool) -> Score:
     def score(values: Values, offsets: Offsets) -> tuple[Floats, Floats]:
         batches = Batches(values, offsets, network.config.num_classes, network.config.padding_id)
         for rows in batches_in_file_order(offsets, 32):
-            _forward(network, batches, rows)
+            score_batch(packed_forward, network, batches, rows)
         return batches.probabilities, batches.weights
 
     return score
@@ -47,24 +45,7 @@ def open_naive(task: Task, all_cores: bool) -> Score:
 
 def open_peer(task: Task, batch_rows: int, side_by_side: bool) -> Score:
     """Sorted by length; batches go to threads of one core each, or each batch to all cores."""
-    workers, threads = (task.threads, 1) if side_by_side else (1, task.threads)
-    torch.set_num_threads(threads)
-    network = load_network(task.checkpoint)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
-
-    def score(values: Values, offsets: Offsets) -> tuple[Floats, Floats]:
-        batches = Batches(values, offsets, network.config.num_classes, network.config.padding_id)
-        list(pool.map(lambda rows: _forward(network, batches, rows), sorted_batches(offsets, batch_rows)))
-        return batches.probabilities, batches.weights
-
-    return score
-
-
-def _forward(network: AttentionLSTM, batches: Batches, rows: Rows) -> None:
-    token_ids, lengths = map(torch.from_numpy, batches.padded(rows))
-    with torch.inference_mode():
-        logits, weights = packed_forward(network, token_ids, lengths)
-        batches.keep(rows, logits.softmax(-1).numpy(), weights.numpy())
+    return open_sorted(packed_forward, task, batch_rows, side_by_side)
 
 
 def packed_forward(network: AttentionLSTM, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
