@@ -27,8 +27,7 @@ def fit_temperature(
     certainty (after Platt 1999, section 2.2).
     Raises ValueError without rows, if shapes disagree, or if a logit is not finite.
 
-        temperature = fit_temperature(result.validation_logits, validation.labels)
-        network.config = dataclasses.replace(network.config, temperature=temperature)
+        network.config = dataclasses.replace(network.config, temperature=fit_temperature(logits, labels))
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(logits):
         raise ValueError(f"logits must be (N, C) and labels (N,), N > 0; got {logits.shape} and {labels.shape}")

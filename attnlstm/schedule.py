@@ -10,9 +10,10 @@ from typing import Literal
 
 from attnlstm.training_settings import TrainingSettings
 
-USUAL_EPOCHS = 12
-FEWEST_STEPS = 2500
-"""How long to train unless told: so many passes, or more of them over few rows, which need steps all the same."""
+USUAL_EPOCHS, MANY_EPOCHS = 12, 100
+FEWEST_STEPS, MANY_STEPS = 2500, 6000
+"""How long to train unless told: MANY_STEPS, but no more passes than MANY_EPOCHS, which learn few rows by heart; in any
+case USUAL_EPOCHS and FEWEST_STEPS."""
 
 DECAY_EPOCHS = 10
 HIGHEST_DECAY = 0.3
@@ -32,7 +33,8 @@ StoppedBy = Literal["epochs", "patience", "time"]
 
 def usual_epochs(steps_per_epoch: int) -> int:
     """Passes over the training rows unless told."""
-    return max(USUAL_EPOCHS, math.ceil(FEWEST_STEPS / steps_per_epoch))
+    steps = max(FEWEST_STEPS, min(MANY_STEPS, MANY_EPOCHS * steps_per_epoch))
+    return max(USUAL_EPOCHS, math.ceil(steps / steps_per_epoch))
 
 
 def weight_decay(settings: TrainingSettings, steps_per_epoch: int) -> float:

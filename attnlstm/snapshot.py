@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attnlstm.schedule import Pace
 from attnlstm.training_report import EpochReport
 
-FORMAT = 1
+FORMAT = 2
 """Goes up whenever the same settings would train on differently, so that no older snapshot is gone on from."""
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
+from attnlstm.calibration import fit_temperature
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
 from attnlstm.heap import keep_freed_memory
@@ -35,7 +36,7 @@ from attnlstm.training_rows import (
 )
 from attnlstm.training_settings import ClassWeights, TrainingSettings
 from attnlstm.training_step import Stepper
-from attnlstm.validation import validate, weights_of_distinct
+from attnlstm.validation import calibration_weights, count_repeats, validate
 
 __all__ = ["ClassWeights", "EpochReport", "Labelled", "StoppedBy", "TrainingResult", "TrainingSettings", "train"]
 
@@ -99,7 +100,7 @@ def train(
     weights = np.ones(config.num_classes, np.float32)
     if settings.class_weights == "balanced":
         weights = balancing_weights(train.labels, config.num_classes)
-    counting = weights_of_distinct(validation.values, validation.offsets)
+    repeats = count_repeats(validation.values, validation.offsets)
     keep_freed_memory()
     with worker_threads(threads, "training") as workers:
         stepper = Stepper(
@@ -115,7 +116,7 @@ def train(
             _train_epoch(stepper, schedule, settings, train, config.padding_id, len(reports), sums, snapshot)
             validation_began = time.monotonic()
             logits = TorchEngine(network, settings.device, threads).logits(validation.values, validation.offsets)
-            judged = validate(logits, validation.labels, counting)
+            judged = validate(logits, validation.labels, 1 / repeats)
             schedule.validated(time.monotonic() - validation_began)
             improved = best is None or judged.calibrated_loss < best.score
             if improved:
@@ -151,6 +152,7 @@ def train(
         seconds=schedule.seconds,
         stopped_by=stopped_by,
         validation_logits=best.logits.numpy(),
+        temperature=fit_temperature(best.logits.numpy(), validation.labels, calibration_weights(repeats)),
     )
 
 

@@ -43,7 +43,8 @@ class TrainingResult:
 
     epochs: one report each. best_epoch: whose weights were kept. seconds: of all of it.
     stopped_by: "epochs" (all done), "patience" or "time".
-    validation_logits: float32 (N, C) of the kept weights on the validation rows, for calibration.
+    validation_logits: float32 (N, C) of the kept weights on the validation rows. temperature: the one to
+    calibrate the network with by these rows; its own is as it was.
     """
 
     network: AttentionLSTM
@@ -52,3 +53,4 @@ class TrainingResult:
     seconds: float
     stopped_by: StoppedBy
     validation_logits: npt.NDArray[np.float32]
+    temperature: float

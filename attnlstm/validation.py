@@ -13,6 +13,9 @@ import numpy.typing as npt
 from attnlstm.calibration import fit_temperature, log_loss, log_losses
 from attnlstm.metrics import accuracy_and_macro_f1, confusion_of
 
+REPEATS_CORRELATION = 0.1
+"""So two equal rows count almost like two, and no number of them like more than ten."""
+
 
 @dataclass(frozen=True)
 class Validated:
@@ -30,21 +33,32 @@ class Validated:
     macro_f1: float
 
 
-def weights_of_distinct(values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """float64 (N,): 1 / how many of the ragged rows have the same tokens as this one."""
+def count_repeats(values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64 (N,): how many of the ragged rows have the same tokens as this one, itself included."""
     digests = b"".join(
         hashlib.blake2b(values[start:end].tobytes(), digest_size=8).digest()
         for start, end in pairwise(offsets.tolist())
     )
     _, inverse, counts = np.unique(np.frombuffer(digests, np.uint64), return_inverse=True, return_counts=True)
-    weights: npt.NDArray[np.float64] = 1 / counts[inverse]
+    repeats: npt.NDArray[np.int64] = counts[inverse]
+    return repeats
+
+
+def calibration_weights(repeats: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """float64 (N,): what rows count for in a temperature. repeats: see `count_repeats`.
+
+    What is there often must count more, since probabilities are to be right on average over rows; but a cluster of m
+    equal rows does not say as much as m rows. It counts like m / (1 + (m - 1) r) of them (the design effect of
+    cluster samples, Kish 1965, section 5.4), with r = REPEATS_CORRELATION.
+    """
+    weights: npt.NDArray[np.float64] = 1 / (1 + (repeats - 1) * REPEATS_CORRELATION)
     return weights
 
 
 def validate(
     logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], weights: npt.NDArray[np.float64]
 ) -> Validated:
-    """logits: float (N, C). labels: integer (N,), in 0 .. C - 1. weights: float (N,), see `weights_of_distinct`.
+    """logits: float (N, C). labels: integer (N,), in 0 .. C - 1. weights: float (N,), what each row counts for.
 
     Raises FloatingPointError unless logits are finite.
     """

@@ -62,7 +62,6 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     A checkpoint that was published for the same rows and settings is returned as it is.
     Raises SourceError if a class of the champion has vanished and that is to be refused.
     """
-    from attnlstm.calibration import fit_temperature
     from attnlstm.checkpoint import to_files
     from attnlstm.presets import preset
 
@@ -82,8 +81,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
 
     result = _train(rows, config, settings, start, _Snapshots(registry, digest), listener)
     network = result.network
-    labels = rows.side(VALIDATION)[2]
-    network.config = replace(network.config, temperature=fit_temperature(result.validation_logits, labels))
+    network.config = replace(network.config, temperature=result.temperature)
     card = make_card(network, request.labelled, rows, result, settings)
     card["training"] |= {"digest": digest, "preset": request.preset, "started_from": started_from}
     stored = registry.publish(to_files(network), card, make_readme(card, rows.classes))

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from attnlstm import training
-from attnlstm.calibration import fit_temperature
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.network import AttentionLSTM
 from attnlstm.training import EpochReport, Labelled, TrainingSettings, train
+from attnlstm.training_rows import crop
 from attnlstm.training_step import Stepper
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
@@ -98,12 +98,22 @@ def test_the_best_weights_are_kept_and_patience_ends_it(rows: Labelled, held_out
     np.testing.assert_array_equal(again, result.validation_logits)
 
 
-def test_validation_logits_calibrate_the_network(rows: Labelled, held_out: Labelled) -> None:
+def test_the_temperature_calibrates_on_the_validation_rows(rows: Labelled, held_out: Labelled) -> None:
     result = train(CONFIG, QUICK, rows, held_out)
-    temperature = fit_temperature(result.validation_logits, held_out.labels)
     logits = torch.from_numpy(result.validation_logits)
     labels = torch.from_numpy(held_out.labels)
-    assert F.cross_entropy(logits / temperature, labels) <= F.cross_entropy(logits, labels)
+    assert result.temperature != 1
+    assert F.cross_entropy(logits / result.temperature, labels) <= F.cross_entropy(logits, labels)
+
+
+def test_a_row_that_is_there_often_does_not_decide_the_temperature_alone(rows: Labelled, held_out: Labelled) -> None:
+    def temperature(copies: int) -> float:
+        indices = np.append(np.arange(len(held_out)), np.zeros(copies, np.int64))
+        validation = crop(held_out, indices, int(held_out.lengths.max()), np.random.default_rng(1))
+        return train(CONFIG, QUICK, rows, validation).temperature
+
+    assert temperature(1000) == pytest.approx(temperature(100), rel=0.02)
+    assert temperature(1000) != pytest.approx(temperature(0), rel=0.02)
 
 
 def test_the_time_limit_ends_training_and_the_schedule_with_it(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from attnlstm.validation import validate, weights_of_distinct
+from attnlstm.validation import calibration_weights, count_repeats, validate
 
 
 def example() -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +44,13 @@ def test_rows_that_are_the_same_count_once() -> None:
     repeated, again = np.repeat(logits, repeats, axis=0), np.repeat(labels, repeats)
     lengths = np.full(len(again), 2)
     tokens = np.repeat(np.stack((np.arange(503) // 256, np.arange(503) % 256), axis=1), repeats, axis=0)
-    weights = weights_of_distinct(tokens.ravel().astype(np.uint8), np.concatenate(([0], np.cumsum(lengths))))
-    assert weights.sum() == pytest.approx(503)
-    assert weights == pytest.approx(1 / np.repeat(repeats, repeats))
-    found, expected = validate(repeated, again, weights), validate(logits, labels, np.ones(503))
+    counted = count_repeats(tokens.ravel().astype(np.uint8), np.concatenate(([0], np.cumsum(lengths))))
+    np.testing.assert_array_equal(counted, np.repeat(repeats, repeats))
+    found, expected = validate(repeated, again, 1 / counted), validate(logits, labels, np.ones(503))
     assert found.calibrated_loss == pytest.approx(expected.calibrated_loss)
     assert found.loss != pytest.approx(expected.loss, rel=1e-3)
+
+
+def test_for_calibration_no_number_of_equal_rows_counts_like_more_than_ten() -> None:
+    repeats = np.array([1, 2, 10, 1000])
+    np.testing.assert_allclose(calibration_weights(repeats) * repeats, [1, 2 / 1.1, 10 / 1.9, 1000 / 100.9])

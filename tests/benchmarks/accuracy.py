@@ -18,7 +18,6 @@ import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from attnlstm.calibration import fit_temperature
 from attnlstm.engines import open_engine
 from attnlstm.metrics import evaluate
 from attnlstm.presets import DEFAULT, PRESETS, preset
@@ -92,8 +91,7 @@ def measure_ours(rows: LabelledRows, test: Labelled, seed: int, arguments: argpa
     settings = chosen.settings(seed=seed, threads=arguments.threads)
     result = train(chosen.config(rows.classes), settings, Labelled(*rows.side(TRAIN)), validation)
     before = evaluate(probabilities_of(result, test, 1.0, arguments.threads), test.labels, rows.classes)
-    temperature = fit_temperature(result.validation_logits, validation.labels)
-    after = evaluate(probabilities_of(result, test, temperature, arguments.threads), test.labels, rows.classes)
+    after = evaluate(probabilities_of(result, test, result.temperature, arguments.threads), test.labels, rows.classes)
     epochs = f"{result.best_epoch} of {len(result.epochs)}"
     return {**after, "ece_before": before["ece"], "epochs": epochs, "seconds": f"{result.seconds:.0f}"}
 
