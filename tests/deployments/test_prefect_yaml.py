@@ -20,6 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments import run_deployment
+from prefect.events import DeploymentEventTrigger
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
@@ -60,9 +61,16 @@ def test_file_has_no_key_that_prefect_would_pass_over_in_silence() -> None:
         unknown += _unknown(ConcurrencyLimitSpec, deployment["concurrency_limit"], f"{name}.concurrency_limit.")
         for schedule in deployment.get("schedules", []):
             unknown += _unknown(ScheduleConfig, schedule, f"{name}.schedules.")
+        for trigger in deployment.get("triggers", []):
+            unknown += _unknown(DeploymentEventTrigger, trigger, f"{name}.triggers.")
 
     assert unknown == []
     PrefectYamlModel.model_validate(read)
+
+
+def test_no_secret_is_named_since_deploying_would_write_it_out() -> None:
+    # `prefect deploy` puts a block's value into the deployment, where anybody who may see that reads it.
+    assert "prefect.blocks" not in PREFECT_YAML.read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=FLOW_OF)
@@ -150,10 +158,13 @@ def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(
         (schedule,) = schedules[name]
         assert isinstance(schedule, CronSchedule)
         assert (schedule.cron, schedule.timezone) == (cron, "UTC")
+        assert all(each.slug for each in found[name].schedules)
     for name, deployment in found.items():
         assert deployment.work_pool_name == "attnlstm"
         assert deployment.description == _deployments()[name]["description"]
         assert deployment.parameters == _deployments()[name]["parameters"]
+        assert deployment.job_variables == _deployments()[name]["work_pool"]["job_variables"]
+        assert deployment.tags == ["attnlstm"]
         assert deployment.enforce_parameter_schema
         assert deployment.global_concurrency_limit is not None
         assert deployment.global_concurrency_limit.limit == (8 if name == "partition" else 1)
