@@ -7,7 +7,7 @@ STUDY_SETS := $(wildcard $(DATA)/names $(DATA)/splice $(DATA)/sms_spam)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo bench growth study kills retrainkills damage lint clean constraints
+.PHONY: help install test demo bench growth study kills retrainkills outages damage lint clean constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes o
 
 retrainkills: .venv/installed-test ## Kill retraining a hundred times
 	@ATTNLSTM_RETRAIN_KILLS=100 $(BIN)/python -m pytest -s tests/flows/test_training_kills.py
+
+outages: .venv/installed-test ## Prefect's server away, and its database locked, for a minute each
+	@ATTNLSTM_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -s tests/flows/test_stops.py
 
 damage: .venv/installed-test ## Read a hundred thousand damaged files (some ten minutes)
 	@ATTNLSTM_DAMAGED_FILES=100000 $(BIN)/python -m pytest -s tests/storage/test_damage.py

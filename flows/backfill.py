@@ -1,5 +1,6 @@
 """The backfill flow: a range of partitions, each a run of classify, some of them at once."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,11 +18,15 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.classify import classify
+from flows.credentials import Place, refuse_stored_credentials
+from flows.description import described
 from flows.examined import examine
 from flows.planning import judge
 from flows.progress import RunProgress, showing
+from flows.runners import RunnerName, check_runner, open_crew
+from flows.scheduled import at_scheduled_start
 from storage.errors import SourceError, StorageError
-from storage.location import Location
+from storage.location import Location, without_credentials
 from storage.manifest import read_manifest
 from storage.output import Output, OutputSettings
 from storage.partitions import Partition, PartitionRange
@@ -45,19 +50,21 @@ class PartitionRun:
 
 def _run_name() -> str:
     parameters = flow_run.parameters
-    span = " to ".join(str(parameters[side] or "") for side in ("start", "end"))
-    return f"backfill {parameters['partition']} {span} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    span = " to ".join(at_scheduled_start(parameters[side] or "") for side in ("start", "end"))
+    source = without_credentials(parameters["source"])
+    return f"backfill {source} {parameters['partition']} {span} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
+@described
 @flow(name="backfill", flow_run_name=_run_name)
 def backfill(
-    source: str,
-    output: str,
+    source: Place,
+    output: Place,
     *,
     start: str | None = None,
     end: str | None = None,
-    registry: str = "registry",
-    checkpoint: str = "champion",
+    registry: Place = "registry",
+    checkpoint: Place = "champion",
     mode: Mode = "missing",
     partition: str = "date",
     where: list[Annotated[str, Field(pattern="^[^=]+=")]] = [],  # noqa: B006  (Prefect's form shows the default)
@@ -65,11 +72,15 @@ def backfill(
     parallel: Annotated[int, Field(ge=1)] = 1,
     fail_fast: bool = False,
     dry_run: bool = False,
+    runner: RunnerName = "threads",
+    address: str | None = None,
     fan_out: str | None = None,
 ) -> State[list[dict[str, Any]]]:
     """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
 
     An output that exists keeps the settings it was made with; a new one gets the defaults of classify.
+
+    In start and end, {scheduled-7d:%Y-%m-%d} is the day a week before the scheduled start of the run, in UTC.
 
     Args:
         source: Folder or URI with Hive partitions, such as date=2026-11-01.
@@ -85,9 +96,16 @@ def backfill(
         parallel: Partitions at once.
         fail_fast: Start no more partitions after one has failed.
         dry_run: Only say what would be scored.
+        runner: What scores shards: "threads" of this process, or processes of a "ray" or "dask" cluster.
+        address: Where a Ray or Dask cluster runs. By default one of as many workers as cores is started for the run.
         fan_out: Deployment of classify, such as classify/partition, whose work pool's workers run the partitions.
     """
+    refuse_stored_credentials()
+    check_runner(runner, address)
+    if fan_out and runner != "threads":
+        raise ValueError(f"the runs of {fan_out} bring their own runner: leave out --runner {runner}, or --fan-out")
     conditions = tuple((name, value) for name, _, value in (condition.partition("=") for condition in where))
+    start, end = (at_scheduled_start(value) if value else None for value in (start, end))
     partitions = PartitionRange(partition, start, end, conditions).find(source)
     if not any(each.exists for each in partitions):
         raise SourceError(f"No partition of {source} lies in the range. Check start, end and where.")
@@ -102,11 +120,16 @@ def backfill(
         runs = [_run(plan_one, each) for each in ordered]
     else:
         parameters |= {name: value for name, value in recorded.items() if name in classify.parameters.properties}
-        run_one = partial(_on_pool, fan_out, parameters) if fan_out else partial(_here, parameters)
-        runs = list(_run_all(ordered, run_one, parallel, fail_fast))
+        if fan_out:
+            runs = list(_run_all(ordered, partial(_on_pool, fan_out, parameters), parallel, fail_fast))
+        else:
+            run_one = partial(_here, parameters | {"runner": runner, "address": address})
+            with open_crew(runner, address, None, "auto", shared=True):
+                runs = list(_run_all(ordered, run_one, parallel, fail_fast))
     by_name = {run.partition: run for run in runs}
     table = [asdict(by_name[each.name]) for each in ordered]
-    create_table_artifact(table, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
+    shown = [_shown(by_name[each.name]) for each in ordered]
+    create_table_artifact(shown, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
     return _final_state(table)
 
 
@@ -130,7 +153,8 @@ def _run_all(
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     run = future.result()
-                    logger.info("%s: %s. %s", run.partition, run.state, run.message)
+                    level = logging.INFO if run.state in ("Completed", _NO_INPUT) else logging.ERROR
+                    logger.log(level, "%s: %s. %s", run.partition, run.state, run.message)
                     progress.advance(1)
                     progress.tick()
                     yield run
@@ -174,8 +198,15 @@ def _ended(partition: Partition, state: State[Any], output: str, run_id: str) ->
         rows=manifest.totals["rows"] if manifest else 0,
         errors=manifest.num_errors if manifest else 0,
         seconds=manifest.seconds if manifest else 0.0,
-        message=state.message or "",
+        message=(state.message or "").removeprefix("Flow run encountered an exception: "),
     )
+
+
+def _shown(run: PartitionRun) -> dict[str, Any]:
+    """For reading. What was scored needs no words, and what may be long comes last, since cells do not wrap."""
+    counts = {"rows": f"{run.rows:,}", "errors": f"{run.errors:,}", "seconds": f"{run.seconds:.1f}"}
+    message = "" if run.state == "Completed" and run.rows else run.message
+    return {"partition": run.partition, "state": run.state, **counts, "message": message}
 
 
 def _plan(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:

@@ -3,24 +3,32 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Literal
 
-from prefect import State, flow, get_run_logger, task
-from prefect.futures import PrefectFuture, as_completed
-from prefect.runtime import flow_run, task_run
+from prefect import State, flow, get_run_logger
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from attnlstm.engines import Device, EngineName, Precision
 from attnlstm.metrics import accuracy_and_macro_f1
+from flows.credentials import Place, refuse_stored_credentials
+from flows.description import described
 from flows.drift import compare_shards, publish_drift
-from flows.faults import is_transient
-from flows.progress import RunProgress, current_progress, showing
+from flows.events import emit_run_ended
+from flows.printing import counted
+from flows.progress import RunProgress, showing
 from flows.report import publish_report
-from flows.scoring import ScoredShard, ScoringJob, ignore_rows, load_checkpoint, score_bundle
+from flows.runners import Crew, RunnerName, check_runner, open_crew
+from flows.scheduled import at_scheduled_start
+from flows.scoring import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint
+from flows.shard_task import score_shards
 from storage.columns import Columns
 from storage.errors import SourceError
 from storage.location import Location, without_credentials
@@ -38,18 +46,23 @@ from storage.source import Source, find_source
 _TASK_TOKEN_BYTES = 1 << 20
 _MAX_TASK_RUNS = 200
 
+# How soon a run that is being stopped takes notice.
+_LOOK_SECONDS = 0.5
+
 
 def _run_name() -> str:
-    return f"classify {without_credentials(flow_run.parameters['source'])} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    source = without_credentials(at_scheduled_start(flow_run.parameters["source"]))
+    return f"classify {source} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
+@described
 @flow(name="classify", flow_run_name=_run_name)
 def classify(
-    source: str,
-    output: str,
+    source: Place,
+    output: Place,
     *,
-    registry: str = "registry",
-    checkpoint: str = "champion",
+    registry: Place = "registry",
+    checkpoint: Place = "champion",
     mode: Mode = "missing",
     save_attention: Annotated[str, Field(pattern=r"^(full|none|top:[1-9][0-9]*)$")] = "full",
     keep: list[str] = [],  # noqa: B006  (Prefect's form shows the default)
@@ -64,13 +77,17 @@ def classify(
     engine: EngineName = "auto",
     precision: Precision = "float32",
     workers: Annotated[int, Field(ge=1)] | None = None,
+    runner: RunnerName = "threads",
+    address: str | None = None,
 ) -> State[dict[str, Any]]:
     """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
 
     Rerunning the same command is the recovery procedure: what is already scored is left as it is.
 
+    A scheduled start is in UTC; {scheduled-1d@Europe/Berlin:%Y-%m-%d} is the day before it in Berlin.
+
     Args:
-        source: Parquet file, folder, glob or URI with the token sequences to score.
+        source: Parquet file, folder, glob or URI to score. {scheduled:%Y-%m-%d} in it is the run's scheduled start.
         output: Folder or URI for predictions, attention and the run's manifest.
         registry: Folder or URI of the checkpoint registry.
         checkpoint: "champion", a version in the registry, or a folder with config.json and model.safetensors.
@@ -86,11 +103,16 @@ def classify(
         chunk_bytes: Tokens that a worker reads, scores and writes at once, in bytes. Memory grows with it.
         device: Where to compute. "auto" takes a GPU if there is one.
         engine: What computes. "auto" takes "fused-cpu" on a CPU for small networks, and "torch" for all others.
-        precision: Of the LSTM in the torch engine. The short ones are faster for large networks, and less exact.
-        workers: Shards scored side by side, and compute threads on a CPU. By default the number of cores.
+        precision: Of numbers in the torch engine's LSTM. The short ones are faster for large networks, and less exact.
+        workers: Shards scored side by side, and compute threads on a CPU. By default as many as there are cores.
+        runner: What scores shards: "threads" of this process, or processes of a "ray" or "dask" cluster.
+        address: Where a Ray or Dask cluster runs. By default one of this many workers is started for the run.
     """
+    refuse_stored_credentials()
+    check_runner(runner, address)
     logger = get_run_logger()
     started = datetime.now(UTC)
+    source = at_scheduled_start(source)
     label_columns = [label_column] if label_column and label_column not in keep else []
     settings = OutputSettings(
         columns=Columns(tokens_column, id_column, (*keep, *label_columns)),
@@ -118,14 +140,22 @@ def classify(
         threads=num_workers,
         precision=precision,
     )
-    outcome = _Outcome()
+    outcome = _Outcome(workers=num_workers)
     if pending:
         # Before the output is touched: one error if the checkpoint can't be used, not one a shard.
-        outcome.engine = load_checkpoint(job, stored).describe()
+        if runner == "threads":
+            outcome.engine = load_checkpoint(job, stored).describe()
+        else:
+            check_checkpoint(stored)
         with only_run(place.root, str(flow_run.name), scope=found.scope) as hold:
             place.prepare(str(found.root))
             clear_superseded(place, plan, found.scope)
-            _score(replace(job, output=replace(place, hold=hold)), pending, outcome)
+            # Within the hold, which then outlives the last task.
+            with open_crew(runner, address, workers, device) as crew:
+                held = replace(job, output=replace(place, hold=hold), threads=crew.threads)
+                _score(held, pending, crew, outcome)
+            if not crew.in_process:
+                clear_superseded(place, plan, found.scope)  # what processes left that died, while the run went on
     manifest = RunManifest(
         run_id=str(flow_run.id),
         run_name=str(flow_run.name),
@@ -139,7 +169,7 @@ def classify(
         checkpoint_digest=stored.digest,
         settings=settings.record(),
         engine=outcome.engine,
-        workers=num_workers,
+        workers=outcome.workers,
         num_up_to_date=len(plan.shards) - len(pending),
         seconds=round(outcome.seconds, 3),
         shards=tuple(sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)),
@@ -153,6 +183,7 @@ def classify(
     write_manifest(place.root, manifest)
     publish_report(manifest)
     publish_drift(manifest)
+    emit_run_ended(manifest)
     return _final_state(manifest)
 
 
@@ -167,8 +198,9 @@ def _plan(found: Source, settings: OutputSettings) -> ShardPlan:
 
 @dataclass
 class _Outcome:
-    """What the shards of a run gave, as task runs end."""
+    """What the shards of a run gave, as task runs end. workers: how many there were at a time."""
 
+    workers: int
     engine: str = ""
     seconds: float = 0.0
     scored: list[ScoredShard] = field(default_factory=list)
@@ -179,25 +211,35 @@ class _Outcome:
         return accuracy_and_macro_f1(sum(tables[1:], start=tables[0])) if tables else None
 
 
-def _score(job: ScoringJob, pending: list[Pending], outcome: _Outcome) -> None:
+def _score(job: ScoringJob, pending: list[Pending], crew: Crew, outcome: _Outcome) -> None:
     """Score the pending shards in task runs, side by side."""
     started = time.perf_counter()
+    outcome.workers = crew.at_once
     progress = RunProgress(
         "rows",
         sum(each.shard.num_rows for each in pending),
         artifact="classify-progress",
         description=f"Rows scored into {job.output.root}",
     )
-    task_runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=job.threads)
-    with showing(progress), task_runner as runner:
-        bundles: dict[PrefectFuture[Any], list[Pending]] = {
-            runner.submit(score_shards, parameters={"job": job, "pending": bundle}): bundle
-            for bundle in _bundles(pending)
-        }
+    waiting = _bundles(pending)
+    running: dict[PrefectFuture[Any], list[Pending]] = {}
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    with showing(progress):
         try:
-            for future in as_completed(list(bundles)):
-                future.wait()
-                _collect(future.state, bundles[future], outcome)
+            while True:
+                for bundle in islice(waiting, None if crew.limit is None else crew.limit - len(running)):
+                    future = crew.runner.submit(score_shards, parameters={"job": job, "pending": bundle})
+                    running[future] = bundle
+                    future.add_done_callback(ended.put)
+                if not running:
+                    break
+                # In a process of its own, a task neither reports its progress nor learns that the run is ending.
+                with suppress(Empty):
+                    future = ended.get(timeout=_LOOK_SECONDS)
+                    bundle = running.pop(future)
+                    _collect(future, bundle, outcome)
+                    progress.advance(0 if crew.in_process else sum(each.shard.num_rows for each in bundle))
+                progress.advance(0)
                 progress.tick()
         except BaseException:
             progress.stop()
@@ -220,38 +262,18 @@ def _bundles(pending: list[Pending]) -> Iterator[list[Pending]]:
         yield bundle
 
 
-def _task_name() -> str:
-    pending: list[Pending] = task_run.parameters["pending"]
-    others = f" and {len(pending) - 1} more" if len(pending) > 1 else ""
-    return f"{pending[0].shard.name}{others}"
-
-
-@task(
-    name="score-shards",
-    task_run_name=_task_name,
-    retries=2,
-    retry_delay_seconds=[2, 10],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_transient,
-)
-def score_shards(job: ScoringJob, pending: list[Pending]) -> Any:
-    """Score a few shards. Ends Failed, with what was scored, if a file of theirs can't be read."""
-    progress = current_progress.get()
-    results = score_bundle(job, pending, on_rows=progress.advance if progress else ignore_rows)
-    failures = [result for result in results if isinstance(result, FailureRecord)]
-    if failures:
-        return Failed(message="; ".join(f"{failure.name}: {failure.reason}" for failure in failures), data=results)
-    return results
-
-
-def _collect(state: State[Any], bundle: list[Pending], outcome: _Outcome) -> None:
-    results = state.result(raise_on_failure=False)
+def _collect(future: PrefectFuture[Any], bundle: list[Pending], outcome: _Outcome) -> None:
+    try:
+        results = future.result(raise_on_failure=False)
+    except Exception as error:  # of a cluster, which gave up on the task
+        results = error
     if isinstance(results, BaseException):
         reason = f"{type(results).__name__}: {results}"
         outcome.failures += [FailureRecord(each.shard.name, reason) for each in bundle]
         return
     outcome.scored += [result for result in results if isinstance(result, ScoredShard)]
     outcome.failures += [result for result in results if isinstance(result, FailureRecord)]
+    outcome.engine = outcome.engine or next((scored.engine for scored in outcome.scored), "")
 
 
 def _final_state(manifest: RunManifest) -> State[dict[str, Any]]:
@@ -264,7 +286,6 @@ def _final_state(manifest: RunManifest) -> State[dict[str, Any]]:
         )
     if not scored:
         return Completed(message=f"Nothing to do: all {up_to_date} shards are up to date.")
-    rows, errors = manifest.totals["rows"], manifest.num_errors
-    return Completed(
-        message=f"{rows:,} rows in {scored} shards scored, {errors:,} with errors; {up_to_date} shards were up to date."
-    )
+    rows, errors = counted(manifest.totals["rows"], "row"), manifest.num_errors
+    others = f"{counted(up_to_date, 'shard')} {'was' if up_to_date == 1 else 'were'} up to date"
+    return Completed(message=f"{rows} in {counted(scored, 'shard')} scored, {errors:,} with errors; {others}.")

@@ -19,6 +19,7 @@ _MODULES = {
     "verify": _INSPECTION,
     "prune": _INSPECTION,
     "study": "flows.study",  # the same
+    "serve": "flows.serve",
 }
 _FLOWS = frozenset({"retrain", "classify", "backfill", "demo"})
 
@@ -36,6 +37,7 @@ for _name, _help in {
     "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
     "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
     "backfill": "Classify a range of partitions, such as dates.",
+    "serve": "Do all of this on schedules, with Prefect's page, until interrupted.",
     "plan": "Say what classify would do, and why.",
     "verify": "Check an output against its input, row by row.",
     "prune": "Remove from an output what no input accounts for.",

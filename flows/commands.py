@@ -19,6 +19,7 @@ from rich.table import Table
 import flows.backfill
 import flows.classify
 import flows.retrain
+from flows.credentials import refuse_credentials
 from flows.report import print_summary
 from flows.session import DONE, FAILED, start_prefect
 from storage.location import Location
@@ -41,6 +42,7 @@ def _as_command(flow: Flow[..., Any], summarise: Summary) -> Callable[..., int]:
     def command(*args: Any, **options: Any) -> int:
         bound = inspect.signature(flow.fn).bind(*args, **options)
         bound.apply_defaults()
+        refuse_credentials(bound.arguments)  # before a run exists
         start_prefect()
         state: State[Any] = cast(Any, flow)(*bound.args, **bound.kwargs, return_state=True)
         outcome: Any = state.result(raise_on_failure=False)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefect.artifacts import create_table_artifact
-from prefect.events import emit_event
 
 from attnlstm import drift
+from flows.events import emit_drift
 from storage.manifest import RunManifest
 
 _NAMES = {
@@ -59,9 +59,9 @@ def publish_drift(manifest: RunManifest) -> None:
     rows = [
         {
             "aspect": _NAMES[name],
-            "stability index": shift["psi"],
-            "Jensen-Shannon (bits)": shift["jensen_shannon"],
-            "limit (bits)": shift["limit"],
+            "stability index": f"{shift['psi']:.3f}",
+            "Jensen-Shannon (bits)": f"{shift['jensen_shannon']:.4f}",
+            "limit (bits)": f"{shift['limit']:.4f}",
             "drifted": "yes" if shift["drifted"] else "no",
         }
         for name, shift in record["shifts"].items()
@@ -72,11 +72,4 @@ def publish_drift(manifest: RunManifest) -> None:
         description=f"Drift: {describe_drift(record)}. Estimated accuracy: {describe_estimate(record)}.",
     )
     if record["drifted"]:
-        emit_event(
-            event="attnlstm.drift.detected",
-            resource={
-                "prefect.resource.id": f"attnlstm.checkpoint.{manifest.checkpoint}",
-                "prefect.resource.name": manifest.checkpoint,
-            },
-            payload={"source": manifest.source, "output": manifest.output, "run_id": manifest.run_id, **record},
-        )
+        emit_drift(manifest)

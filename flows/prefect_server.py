@@ -1,5 +1,7 @@
 """A Prefect server for one command, where none is configured: a child process that ends with this one.
 
+It serves that command alone and has no page, unless the command asks for one and names its port.
+
 It starts while this process still imports what it needs, on a socket that is open from the beginning, so that the first
 request simply waits until the server can answer. Prefect itself would start one after everything else, and leave it
 behind if this process is killed. Run as a module, this file is that child.
@@ -7,6 +9,7 @@ behind if this process is killed. Run as a module, this file is that child.
 
 import atexit
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -23,19 +26,31 @@ _STOP_SECONDS = 10
 # What flows import when they run, and take seconds for: it may as well be while the server starts.
 _FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_kernel")
 
+# Prefect's own default for the port of its page.
+PAGE_PORT = 4200
+
 # What Prefect sets for a server that serves one process: no page, and no more services than a run needs.
 _OF_ONE_COMMAND = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
+# Slots of deployments that outlive the server: a run whose slot is gone is ended by Prefect.
+_OF_A_PAGE = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
+
 
 class CommandServer:
-    """A server on loopback, being started. It keeps its records in PREFECT_HOME."""
+    """A server on loopback, being started. It keeps its records in PREFECT_HOME.
 
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening, _without_interrupts():
+    page_port: have Prefect's page on this port, and all services, such as the one that schedules runs.
+    """
+
+    def __init__(self, page_port: int | None = None) -> None:
+        with _listen(page_port or 0) as listening, _without_stops():
             self.api_url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            settings = {"PREFECT_UI_API_URL": self.api_url} | _OF_A_PAGE if page_port else _OF_ONE_COMMAND
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(listening.fileno())],
-                env=os.environ | _OF_ONE_COMMAND,
+                env=os.environ | settings,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[listening.fileno()],
@@ -72,40 +87,63 @@ _server: CommandServer | None = None
 _of_this_process = contextlib.ExitStack()
 
 
-def begin_prefect() -> None:
+def begin_prefect(page_port: int | None = None) -> None:
     """Start a server unless the environment or Prefect's profile names one. Returns at once; see `await_prefect`.
 
     Call it before anything but Prefect's settings is imported: they are read again here, and kept from then on.
+    page_port: as in `CommandServer`.
     """
     global _server
     import prefect.context
     from prefect.settings import get_current_settings
 
     if _server is None and get_current_settings().api.url is None:
-        _server = CommandServer()
+        _server = CommandServer(page_port)
         os.environ["PREFECT_API_URL"] = _server.api_url
         prefect.context.refresh_global_settings_context()
 
 
-def await_prefect() -> None:
-    """Return once there is a Prefect API to talk to."""
+def await_prefect(page_port: int | None = None) -> None:
+    """Return once there is a Prefect API to talk to. page_port: as in `CommandServer`."""
+    begin_prefect(page_port)
+    if _server is None:
+        return
+    if page_port is None:
+        _import_flows()
+        _without_heartbeats()
+    _server.wait()
+
+
+def _import_flows() -> None:
+    for module in _FLOWS_IMPORT:
+        with contextlib.suppress(ImportError):  # whoever needs it says so
+            importlib.import_module(module)
+
+
+def _without_heartbeats() -> None:
+    """Nobody listens for them on a server of one command, and each flow run would take most of a second to end them."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    begin_prefect()
-    if _server:
-        for module in _FLOWS_IMPORT:
-            with contextlib.suppress(ImportError):  # whoever needs it says so
-                importlib.import_module(module)
-        _server.wait()
-        # Nobody listens for heartbeats there, and each flow run would take most of a second to end them.
-        settings = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-        _of_this_process.enter_context(settings)
+    _of_this_process.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(
+            f"Port {port} of 127.0.0.1 is in use. To use the Prefect server that is there, set "
+            f"PREFECT_API_URL=http://127.0.0.1:{port}/api; to start another, name another port with --port."
+        ) from error
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Children started here do not get Ctrl-C: the server must outlive the run that it keeps the record of."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _without_stops() -> Iterator[None]:
+    """Children started here get neither Ctrl-C nor a SIGTERM to the whole process group, as of `timeout` or systemd:
+    the server must outlive the runs that it keeps the record of."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -129,7 +167,8 @@ def _serve(descriptor: int) -> None:
 
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()  # the parent holds the other end and never writes
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for this thread alone
+    signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
 from rich.progress import (
@@ -57,9 +58,10 @@ class RunProgress:
         self._bar = self._bars.add_task(what, total=total)
 
     def __enter__(self) -> Self:
-        self._artifact = create_progress_artifact(  # type: ignore[assignment]
-            progress=0.0, key=self._artifact_key, description=self._description
-        )
+        with suppress(httpx.HTTPError):  # as below
+            self._artifact = create_progress_artifact(  # type: ignore[assignment]
+                progress=0.0, key=self._artifact_key, description=self._description
+            )
         self._bars.start()
         return self
 
@@ -105,7 +107,13 @@ class RunProgress:
     def _update_artifact(self) -> None:
         if self._artifact is not None:
             self._artifact_at = time.monotonic()
-            update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self._done / max(1, self._total)))
+            # Prefect has tried for minutes. The page is for looking on: the run goes on without.
+            with suppress(httpx.HTTPError):
+                update_progress_artifact(
+                    self._artifact,
+                    progress=min(100.0, 100.0 * self._done / max(1, self._total)),
+                    description=f"{self._description}: {self._done:,} of {self._total:,}",
+                )
 
 
 # Threads of a task runner inherit it; workers in other processes see None, and report whole shards only.

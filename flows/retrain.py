@@ -4,10 +4,9 @@ import json
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
-from prefect import State, Task, flow, task
+from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import TaskRun
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
@@ -16,7 +15,11 @@ from attnlstm.comparison import Metric
 from attnlstm.config import Attention
 from attnlstm.presets import DEFAULT, PresetName
 from attnlstm.training_settings import ClassWeights
+from flows.credentials import Place, refuse_stored_credentials
+from flows.description import described
+from flows.events import emit_judged
 from flows.faults import is_transient
+from flows.gpu_slot import device_slot
 from flows.judging import PromotionRules, Verdict, judge_checkpoint
 from flows.labelled_source import LabelledSource
 from flows.progress import RunProgress, showing
@@ -24,23 +27,24 @@ from flows.training import Listener, TrainingRequest, VanishedClasses, train_che
 from flows.training_log import TrainingLog
 from storage.aliases import AliasMovedError, RegistryBusyError
 from storage.date_range import WINDOW_PATTERN, DateRange
-from storage.location import without_credentials
-from storage.registry import CHAMPION, Registry
+from storage.location import as_uri, without_credentials
+from storage.registry import Registry
 
 
 def _run_name() -> str:
     return f"retrain {without_credentials(flow_run.parameters['source'])} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
+@described
 @flow(name="retrain", flow_run_name=_run_name)
 def retrain(
-    source: str,
+    source: Place,
     *,
-    also: list[str] = [],  # noqa: B006  (Prefect's form shows the default)
+    also: list[Place] = [],  # noqa: B006  (Prefect's form shows the default)
     since: date | None = None,
     window: Annotated[str, Field(pattern=WINDOW_PATTERN)] | None = None,
     partition: str = "date",
-    registry: str = "registry",
+    registry: Place = "registry",
     preset: PresetName = DEFAULT,
     attention: Attention = "additive",
     tokens_column: str = "tokens",
@@ -64,7 +68,7 @@ def retrain(
 
     Args:
         source: Parquet file, folder, glob or URI with labelled token sequences.
-        also: More of them.
+        also: More places of labelled rows, such as corrections.
         since: First date of the rows that count, by their partition.
         window: How far back rows count from the newest date, such as 90d or 12w.
         partition: Name of the partition column that holds the date, for since and window.
@@ -86,6 +90,7 @@ def retrain(
         metric: What decides between the new checkpoint and the champion, on held-out rows.
         margin: How much worse than the champion's the metric may be, at the lower end of its interval.
     """
+    refuse_stored_credentials()
     started = datetime.now(UTC)
     labelled = LabelledSource(
         source,
@@ -113,7 +118,9 @@ def retrain(
         vanished_classes=vanished_classes,
     )
     rules = PromotionRules(metric=metric, margin=margin, vanished_classes=vanished_classes)
-    progress = RunProgress("training", 1, artifact="retrain-progress", description=f"Training on {labelled.place}")
+    progress = RunProgress(
+        "training", 1, artifact="retrain-progress", description=f"Epochs trained on {labelled.place}"
+    )
     with showing(progress):
         version = train_task(request, registry)
     verdict = judge_task(labelled, registry, version, rules)
@@ -129,7 +136,8 @@ def retrain(
 def train_task(request: TrainingRequest, registry: str) -> str:
     """Train and publish a checkpoint; returns its version."""
     log = TrainingLog()
-    stored = train_checkpoint(request, Registry.open(registry), Listener(log.epoch, log.note))
+    with device_slot("auto", on_wait=log.note, check=lambda: None):
+        stored = train_checkpoint(request, Registry.open(registry), Listener(log.epoch, log.note))
     log.finish()
     return stored.version
 
@@ -143,7 +151,8 @@ def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> boo
 @task(name="judge", task_run_name="judge {challenger}", retries=3, retry_delay_seconds=2, retry_condition_fn=_may_pass)
 def judge_task(labelled: LabelledSource, registry: str, challenger: str, rules: PromotionRules) -> Verdict:
     """Compare the new checkpoint with the champion, and promote it if it is shown to be no worse."""
-    return judge_checkpoint(labelled, Registry.open(registry), challenger, rules)
+    with device_slot("auto", on_wait=get_run_logger().info, check=lambda: None):
+        return judge_checkpoint(labelled, Registry.open(registry), challenger, rules)
 
 
 def _publish(registry: Registry, version: str, verdict: Verdict, started: datetime) -> None:
@@ -160,16 +169,12 @@ def _publish(registry: Registry, version: str, verdict: Verdict, started: dateti
     }
     manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (registry.root / f"runs/{flow_run.id}.json").write_bytes(manifest.encode())
-    report = (registry.root / f"checkpoints/{version}/README.md").read_text()
+    folder = registry.root / f"checkpoints/{version}"
+    card = f"[{folder}]({as_uri(str(folder))})"
     create_markdown_artifact(
-        f"**{verdict.outcome.capitalize()}**: {verdict.why}\n\n{report}",
+        f"**{verdict.outcome.capitalize()}**: {verdict.why}\n\n{card}\n\n{(folder / 'README.md').read_text()}",
         key="retrain-report",
         description=f"Checkpoint {version}",
     )
-    if verdict.outcome == "unchanged":
-        return
-    emit_event(
-        event=f"attnlstm.checkpoint.{verdict.outcome}",
-        resource={"prefect.resource.id": f"attnlstm.checkpoint.{version}", "prefect.resource.name": version},
-        payload={"version": version, "alias": CHAMPION, "why": verdict.why, "registry": str(registry.root)},
-    )
+    if verdict.outcome != "unchanged":
+        emit_judged(version, verdict.outcome, verdict.why, str(registry.root))

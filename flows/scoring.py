@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from flows.overlap import read_ahead, write_behind
 from storage.errors import FileError
 from storage.location import Location
-from storage.manifest import FailureRecord, ShardRecord
+from storage.manifest import FIRST_ERRORS, FailureRecord, ShardRecord
 from storage.output import Output
 from storage.pending import Pending
 from storage.predictions import Scorer, write_shard
@@ -74,11 +74,12 @@ class ScoringJob:
 class ScoredShard:
     """What scoring a shard gave.
 
-    confusion: (num_classes, num_classes) counts, true by predicted class. observed: counts to tell drift by, where the
-    checkpoint's card has a reference for them.
+    engine: what computed it, and where. confusion: (num_classes, num_classes) counts, true by predicted class.
+    observed: counts to tell drift by, where the checkpoint's card has a reference for them.
     """
 
     record: ShardRecord
+    engine: str
     confusion: npt.NDArray[np.int64] | None
     observed: "Observed | None"
 
@@ -101,6 +102,13 @@ class LoadedCheckpoint:
         if self.engine.name == "torch" and self.engine.device == "cpu":
             reason = why_not_fused(self.config, self.engine.device, precision)
         return f"{what}, since {reason}" if reason else what
+
+
+def check_checkpoint(stored: StoredCheckpoint) -> None:
+    """For a process that has others score. Raises CheckpointError if the files can't be used."""
+    from attnlstm.checkpoint import from_files
+
+    from_files(stored.files, where=str(stored.location))
 
 
 _loaded: dict[tuple[str, str, str, int, str], LoadedCheckpoint] = {}
@@ -174,7 +182,7 @@ def score_shard(
             for table, rows in coming:
                 keep_behind(table, rows, loaded.engine.score(rows.values, rows.offsets))
                 on_rows(table.num_rows)
-    return tally.scored(shard, reason, time.perf_counter() - started)
+    return tally.scored(shard, reason, loaded.describe(), time.perf_counter() - started)
 
 
 def _labels(label_column: str | None, table: pa.Table, shard: Shard) -> pa.ChunkedArray | None:
@@ -196,11 +204,13 @@ class _Tally:
         self._predicted = np.zeros(len(classes), np.int64)
         self._confusion: npt.NDArray[np.int64] | None = None
         self._errors: dict[str, int] = {}
+        self._first_errors: dict[str, list[int]] = {}
         self._rows = self._tokens = self._truncated = 0
 
     def add(self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None) -> None:
         num_classes = len(self._classes)
         winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
+        self._add_errors(rows)
         self._rows += len(rows.usable)
         self._tokens += len(rows.values)
         self._truncated += int(rows.truncated.sum())
@@ -208,8 +218,6 @@ class _Tally:
         if self._observed is not None and len(winners):
             confidence = probabilities[np.arange(len(winners)), winners]
             self._observed.add(rows.values, rows.offsets, winners, confidence)
-        for count in pc.value_counts(rows.errors.drop_null()).to_pylist():
-            self._errors[count["values"]] = self._errors.get(count["values"], 0) + count["counts"]
         if labels is not None:
             names = labels.cast(pa.string()).filter(pa.array(rows.usable))
             codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
@@ -218,7 +226,16 @@ class _Tally:
             counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
             self._confusion = counts if self._confusion is None else self._confusion + counts
 
-    def scored(self, shard: Shard, reason: str, seconds: float) -> ScoredShard:
+    def _add_errors(self, rows: TokenRows) -> None:
+        for count in pc.value_counts(rows.errors.drop_null()).to_pylist():
+            error = count["values"]
+            self._errors[error] = self._errors.get(error, 0) + count["counts"]
+            first = self._first_errors.setdefault(error, [])
+            if wanted := FIRST_ERRORS - len(first):
+                places = pc.indices_nonzero(pc.equal(rows.errors, error)).slice(0, wanted)
+                first += [self._rows + place for place in places.to_pylist()]
+
+    def scored(self, shard: Shard, reason: str, engine: str, seconds: float) -> ScoredShard:
         pairs = zip(self._classes, self._predicted.tolist(), strict=True)
         record = ShardRecord(
             name=shard.name,
@@ -229,5 +246,10 @@ class _Tally:
             errors=dict(sorted(self._errors.items())),
             predictions={name: count for name, count in pairs if count},
             seconds=round(seconds, 3),
+            file=shard.file,
+            first_errors={
+                error: [shard.first_row + place for place in places]
+                for error, places in sorted(self._first_errors.items())
+            },
         )
-        return ScoredShard(record, self._confusion, self._observed)
+        return ScoredShard(record, engine, self._confusion, self._observed)

@@ -50,8 +50,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}\nThis was not foreseen; --verbose shows the traceback."
 
 
-def start_prefect() -> None:
-    """Have a Prefect API to talk to, and keep what its log repeats out of the terminal."""
+def start_prefect(page_port: int | None = None) -> None:
+    """Have a Prefect API to talk to, and keep what its log repeats out of the terminal.
+
+    page_port: if a server has to be started, have Prefect's page on this port.
+    """
     from flows.prefect_server import await_prefect
 
     if not _verbose:
@@ -60,13 +63,15 @@ def start_prefect() -> None:
             logging.getLogger(name).propagate = False
         # "Still processing items" where the last events leave after the run has ended.
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    await_prefect()
+    await_prefect(page_port)
 
 
 def _prepare_environment(verbose: bool) -> None:
     """Settings that Prefect reads when it is imported. What the user has set stays."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attnlstm")  # such as batches halved on a small GPU
+    # After 2, 4, 8 ... s, four minutes in all, so that a run can say how it ended after its server was restarted.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if not sys.stdout.isatty():

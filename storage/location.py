@@ -6,6 +6,7 @@ this project puts a file in place. Knows nothing about what is inside the files.
 
 import ctypes
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,6 +26,18 @@ from storage.errors import SourceError
 TEMPORARY_SUFFIX = ".tmp"
 # Arrow cuts it into parts of 10 MB, which go up side by side.
 _UPLOAD_CHUNK_BYTES = 32 << 20
+
+# A regular expression of the URIs that hold credentials, in the dialect that JSON schemas share with Python. No slash
+# and no @ comes first in brackets: rich, with which Prefect prints it, would take them for markup.
+CREDENTIALS_PATTERN = "|".join(
+    (
+        r"(?:s3|gs|gcs)://(?!anonymous@)[^/?]*[:@]",  # a bucket's name has neither
+        r"[^:/?]+://[^/?]*:[^/?]*@",  # a password
+        r"[^:/?]+://[^/?@]*:(?![0-9]*(?:[?/]|$))",  # no port: a password with a slash that is not escaped
+        r"[^:/?]+://[^?]*[?](?:.*&)?[^=&]*(?:[Ss]ecret|[Pp]assword|[Tt]oken|[Kk]ey|[Ss]ig)[^=&]*=",
+    )
+)
+_CREDENTIALS = re.compile(CREDENTIALS_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -161,12 +174,25 @@ def below(place: str, relative: str) -> str:
     return f"{address.rstrip('/')}/{relative}{mark}{query}"
 
 
+def as_uri(place: str) -> str:
+    """For links: `place` is what `str` gives of a Location, or below it."""
+    return quote(place, safe=":/") if "://" in place else Path(place).as_uri()
+
+
 def without_credentials(place: str) -> str:
     """A path or URI as typed, for names and messages: of a URI, what comes before `@` and after `?` is left out."""
     if "://" not in place:
         return place
-    parts = urlsplit(place)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = place.partition("://")
+    if _CREDENTIALS.match(place):
+        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def holds_credentials(place: str) -> bool:
+    """Whether what was typed is a URI with a password, a key or a token in it."""
+    return _CREDENTIALS.match(place) is not None
 
 
 def _flush(path: Path) -> None:

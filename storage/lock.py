@@ -50,7 +50,10 @@ _LEASES = ".leases"
 
 @dataclass(frozen=True)
 class Hold:
-    """A run's hold on an output. Small and without state, so that it can travel to any worker of the run."""
+    """A run's hold on an output. Small and without state, so that it can travel to any worker of the run.
+
+    lease: the file that is there for as long as the run has its hold, and that the next one removes if it was killed.
+    """
 
     output: Location
     lease: Location | None = None
@@ -58,13 +61,13 @@ class Hold:
     def check(self) -> None:
         """To be called before each commit. Raises OutputError if the hold was lost, so that the run must stop.
 
-        A lease is lost if the run was silent for so long that another one may have taken it for dead. (On a local disk
-        nothing can take the lock away.)
+        A lease is lost if the run was silent for so long that another one may have taken it for dead. A lock on a
+        local disk is lost to workers in other processes when the run has ended without them.
         """
         if self.lease is not None and not self.lease.is_file():
             raise OutputError(
-                f"This run has lost its hold on {self.output}: the store was not reached for too long, and another "
-                "run may be writing there now. Run the same command again to score what is missing."
+                f"This run has lost its hold on {self.output}: it has ended, or the store was not reached for too "
+                "long, and another run may be writing there now. Run the same command again to score what is missing."
             )
 
 
@@ -89,15 +92,15 @@ def only_run(
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if output.is_local:
-        with _locked(Path(output.path), who):
-            yield Hold(output)
+        with _locked(Path(output.path), who) as record:
+            yield Hold(output, record)
         return
     with _leased(output, who, live_seconds, renew_seconds) as lease:
         yield Hold(output, lease)
 
 
 @contextmanager
-def _locked(folder: Path, who: dict[str, Any]) -> Iterator[None]:
+def _locked(folder: Path, who: dict[str, Any]) -> Iterator[Location]:
     locks = folder / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     own = locks / f"{secrets.token_hex(8)}.json"
@@ -108,7 +111,7 @@ def _locked(folder: Path, who: dict[str, Any]) -> Iterator[None]:
         lock.acquire(timeout=0)
         own.write_text(json.dumps(who))
     try:
-        yield
+        yield Location.parse(own)
     finally:
         with _alone(locks):
             own.unlink(missing_ok=True)

@@ -9,12 +9,17 @@ from typing import Any
 
 from storage.location import Location
 
+# Enough to find out what is wrong with a file; every such row has its error in the output.
+FIRST_ERRORS = 5
+
 
 @dataclass(frozen=True)
 class ShardRecord:
     """One scored shard. num_tokens: tokens that were scored. errors: rows without a prediction, by reason.
 
-    predictions: rows by predicted class. seconds: from opening the input to the commit.
+    predictions: rows by predicted class. seconds: from opening the input to the commit. file: the input file.
+    first_errors: of each reason, the positions in that file, from 0, of the first FIRST_ERRORS rows. Manifests that
+    older versions wrote have neither.
     """
 
     name: str
@@ -25,6 +30,8 @@ class ShardRecord:
     errors: dict[str, int]
     predictions: dict[str, int]
     seconds: float
+    file: str = ""
+    first_errors: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def prefect_server() -> Iterator[str]:
     from prefect.settings import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=180):
         url = get_current_settings().api.url
         assert url is not None
         yield str(url)

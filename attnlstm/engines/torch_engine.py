@@ -11,6 +11,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +128,8 @@ class TorchEngine:
         if self.device == "cpu":
             transfers.run(pieces())
         else:
-            self._workers.submit(transfers.run, pieces()).result()
+            # In the caller's context: Prefect finds by it which run a warning belongs to.
+            self._workers.submit(copy_context().run, transfers.run, pieces()).result()
         return logits, weights
 
     def _plan(self, lengths: npt.NDArray[np.int64]) -> _Plan:

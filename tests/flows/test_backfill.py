@@ -41,10 +41,10 @@ def test_only_the_dates_of_the_range_are_scored_and_one_without_input_is_reporte
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
     table = json.loads(str({artifact.key: artifact.data for artifact in artifacts}["backfill-partitions"]))
-    assert [(row["partition"], row["state"], row["rows"] > 0) for row in table] == [
-        ("date=2026-11-02", "Completed", True),
-        ("date=2026-11-03", "No input", False),
-        ("date=2026-11-04", "Completed", True),
+    assert [(row["partition"], row["state"], row["rows"], row["errors"], row["message"]) for row in table] == [
+        ("date=2026-11-02", "Completed", "105", "2", ""),
+        ("date=2026-11-03", "No input", "0", "0", f"{dataset}/date=2026-11-03 does not exist"),
+        ("date=2026-11-04", "Completed", "105", "2", ""),
     ]
 
 

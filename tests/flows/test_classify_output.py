@@ -261,4 +261,5 @@ def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, d
     assert str(scored.output) in str(by_key["classify-output"].data)
     assert by_key["classify-progress"].data == 100
     assert [row["shard"] for row in json.loads(str(by_key["classify-shards"].data))] == _names(dataset)
-    assert "| predictions | digits " in str(by_key["classify-report"].data)
+    assert by_key["classify-progress"].description == f"Rows scored into {scored.output}: 420 of 420"
+    assert str(by_key["classify-report"].data).startswith("## 420 rows scored, 8 with errors\n")

@@ -36,6 +36,32 @@ def test_command_line_and_form_describe_the_same_parameters_alike(name: str) -> 
     assert arguments == {key: value["description"] for key, value in _properties(name).items()}
 
 
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_description_of_a_flow_is_prose_without_the_help_of_its_parameters(name: str) -> None:
+    description = str(FLOWS[name].description)
+
+    assert description.endswith(".")
+    assert "Args:" not in description
+    assert [paragraph for paragraph in description.split("\n\n") if "\n" in paragraph] == []
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_form_asks_for_places_first_and_has_a_default_for_all_else(name: str) -> None:
+    schema = parameter_schema(FLOWS[name]).model_dump()
+    ordered = sorted(schema["properties"], key=lambda key: int(schema["properties"][key]["position"]))
+
+    assert schema["required"] == ordered[: len(schema["required"])]
+    assert schema["required"] == (["source"] if name == "retrain" else ["source", "output"])
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_every_parameter_has_a_kind_that_the_form_can_show(name: str) -> None:
+    """A type that Prefect can't put into a schema becomes one without a kind, which the form shows as JSON."""
+    for key, value in _properties(name).items():
+        for kind in value.get("anyOf", [value]):
+            assert "type" in kind, key
+
+
 def test_form_knows_bounds_and_choices() -> None:
     form = _properties("classify")
 
@@ -45,3 +71,5 @@ def test_form_knows_bounds_and_choices() -> None:
     assert form["save_attention"]["pattern"]
     assert _properties("retrain")["attention"]["enum"] == ["additive", "multihead"]
     assert _properties("backfill")["parallel"]["minimum"] == 1
+    assert _properties("backfill")["where"]["items"]["pattern"]
+    assert _properties("retrain")["since"]["anyOf"][0]["format"] == "date"

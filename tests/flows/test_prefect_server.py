@@ -2,8 +2,10 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +44,16 @@ def _command(home: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_it_answers_and_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+def test_it_outlives_signals_to_all_and_ends_when_the_command_is_killed(tmp_path: Path) -> None:
     with _command(tmp_path) as command:
         assert command.stdout is not None
         api_url, pid = command.stdout.readline().split()
         assert command.stdout.readline() == "answers\n"
+        assert httpx.get(f"{api_url}/health").json() is True
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or `timeout` sends to all processes at once
+            os.kill(int(pid), number)
+        time.sleep(1)
         assert httpx.get(f"{api_url}/health").json() is True
 
         command.kill()

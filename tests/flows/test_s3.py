@@ -140,19 +140,6 @@ def test_run_that_has_lost_its_hold_commits_nothing_more(
     assert scored_files(s3("out")) == {}
 
 
-def test_credentials_in_a_uri_are_in_no_record(
-    s3: Callable[[str], str], registry: str, dataset: Path, prefect_server: str
-) -> None:
-    upload(dataset, Location.parse(s3("data")))
-    secret = s3("data").replace("s3://", "s3://KEY:SECRET@"), s3("out").replace("s3://", "s3://KEY:SECRET@")
-    state: State[object] = classify(*secret, registry=registry, return_state=True)
-    assert state.is_completed(), state.message
-    out = Location.parse(s3("out"))
-    records = [Location(out.filesystem, info.path).read_bytes() for info in out.walk() if info.path.endswith(".json")]
-    assert len(records) == 2
-    assert not [record for record in records if b"SECRET" in record or b"KEY" in record]
-
-
 def test_retrain_publishes_to_a_registry_on_s3(s3: Callable[[str], str], dataset: Path, prefect_server: str) -> None:
     upload(dataset, Location.parse(s3("data")))
     state: State[dict[str, str]] = retrain(s3("data"), registry=s3("registry"), epochs=1, return_state=True)

@@ -7,7 +7,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from storage.errors import SourceError
-from storage.location import Location
+from storage.location import Location, as_uri, holds_credentials, without_credentials
 
 
 @pytest.fixture
@@ -41,6 +41,45 @@ def test_unknown_scheme_is_refused_by_name() -> None:
 def test_message_of_a_store_shows_no_credentials() -> None:
     place = Location.parse("s3://KEY:SECRET@bucket/data?region=eu-west-1&endpoint_override=localhost:9")
     assert str(place / "a.parquet") == "s3://bucket/data/a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/data?region=eu-west-1", "s3://bucket/data"),
+        ("s3://KEY@bucket/data", "s3://bucket/data"),
+        ("s3://KEY:SEC/RET@bucket/data", "s3://bucket/data"),
+        ("s3://KEY:123/SECRET@bucket/data", "s3://bucket/data"),
+        ("abfs://account:SECRET@container/data", "abfs://container/data"),
+        ("abfs://container@account/data?client_secret=SECRET&tenant_id=7", "abfs://account/data"),
+        ("abfs://container@account/data?tenant_id=7&client_secret=SECRET", "abfs://account/data"),
+        ("hdfs://user:SECRET@namenode:8020/data", "hdfs://namenode:8020/data"),
+    ],
+)
+def test_credentials_are_found_and_left_out(typed: str, shown: str) -> None:
+    assert holds_credentials(typed)
+    assert without_credentials(typed) == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("/data/a:b@c?token=1", "/data/a:b@c?token=1"),
+        ("s3://bucket/a@b:c/*.parquet?region=eu-west-1", "s3://bucket/a@b:c/*.parquet"),
+        ("s3://bucket", "s3://bucket"),
+        ("gs://anonymous@bucket/data", "gs://bucket/data"),
+        ("hdfs://user@namenode:8020/data", "hdfs://namenode:8020/data"),
+        ("abfss://container@account.dfs.core.windows.net/data", "abfss://account.dfs.core.windows.net/data"),
+    ],
+)
+def test_places_without_credentials_are_not_taken_for_more(typed: str, shown: str) -> None:
+    assert not holds_credentials(typed)
+    assert without_credentials(typed) == shown
+
+
+def test_links_to_places_have_no_bare_spaces_or_brackets() -> None:
+    assert as_uri("/out (1)/a=b") == "file:///out%20%281%29/a%3Db"
+    assert as_uri("s3://bucket/out (1)/a.json") == "s3://bucket/out%20%281%29/a.json"
 
 
 def test_paths_below_the_root_folder_have_no_empty_part() -> None:

@@ -1,6 +1,7 @@
 """One run at a time: a second one is refused, and a killed one leaves nothing in the way."""
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from storage.errors import OutputError
 from storage.location import Location
-from storage.lock import only_run
+from storage.lock import Hold, only_run
 
 HOLD = """
 import sys, time
@@ -227,3 +228,12 @@ def test_run_whose_store_was_away_for_a_moment_keeps_its_lease(
 
 def fail_to_write(self: Location, content: bytes) -> None:
     raise OSError("AWS Error NETWORK_CONNECTION during PutObject operation")
+
+
+def test_hold_on_a_local_disk_is_lost_to_other_processes_when_the_run_ends(tmp_path: Path) -> None:
+    place = Location.parse(tmp_path / "out")
+    with only_run(place, "first") as hold:
+        travelled: Hold = pickle.loads(pickle.dumps(hold))
+        travelled.check()
+    with pytest.raises(OutputError, match="lost its hold"):
+        travelled.check()

@@ -29,7 +29,18 @@ def manifest() -> RunManifest:
         num_up_to_date=5,
         seconds=2.0,
         shards=(
-            ShardRecord("a.parquet", "missing", 7, 301, 1, {"no tokens": 1}, {"x": 4, "y": 2}, 0.5),
+            ShardRecord(
+                "a.parquet",
+                "missing",
+                7,
+                301,
+                1,
+                {"no tokens": 1},
+                {"x": 4, "y": 2},
+                0.5,
+                "a.parquet",
+                {"no tokens": [3]},
+            ),
             ShardRecord("b.parquet", "stale", 11, 500, 0, {"no tokens": 1, "tokens are null": 3}, {"y": 7}, 0.25),
         ),
         failures=(FailureRecord("c.parquet", "damaged: cut, naïvely"),),
@@ -60,6 +71,19 @@ def test_manifest_reads_as_it_was_written(manifest: RunManifest, tmp_path: Path)
     text = (tmp_path / "runs/3f2a.json").read_text()
     assert json.loads(text)["totals"]["rows"] == 18
     assert "naïvely" in text
+
+
+def test_manifest_of_an_older_version_reads_without_what_it_does_not_have(
+    manifest: RunManifest, tmp_path: Path
+) -> None:
+    write_manifest(Location.parse(tmp_path), manifest)
+    record = json.loads((tmp_path / "runs/3f2a.json").read_text())
+    for shard in record["shards"]:
+        del shard["file"], shard["first_errors"]
+    (tmp_path / "runs/3f2a.json").write_text(json.dumps(record))
+    found = read_manifest(Location.parse(tmp_path), "3f2a")
+    assert found is not None
+    assert [(shard.file, shard.first_errors) for shard in found.shards] == [("", {}), ("", {})]
 
 
 def test_run_without_a_manifest_has_none(tmp_path: Path) -> None:

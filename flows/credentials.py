@@ -1,0 +1,62 @@
+"""Keeping credentials out of what Prefect stores: parameters of a run are on its page for everybody to read.
+
+What a parameter that names a place may be, and what happens to a run that was given more than that. Object stores take
+their credentials from the environment, which a work pool's job template can fill from Prefect's secret blocks.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from prefect import get_client
+from prefect.runtime import flow_run
+from pydantic import WithJsonSchema
+
+from storage.errors import StorageError
+from storage.location import CREDENTIALS_PATTERN, holds_credentials, without_credentials
+
+# A server that enforces the schema of a deployment's parameters refuses a URI with credentials before a run exists.
+# For the schema alone: pydantic would show the value in its message. The pattern is all that the server has to say of a
+# refusal, so it begins with words; that no place may be called like them does no harm.
+_ADVICE = "a URI with credentials, which belong in the environment"
+Place = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^(?!{_ADVICE}|{CREDENTIALS_PATTERN})"})]
+
+
+class CredentialsError(StorageError):
+    """A parameter holds credentials. The message does not."""
+
+
+def refuse_credentials(parameters: Mapping[str, Any]) -> None:
+    """Raises CredentialsError if a parameter of a run, by name, is a URI with credentials, or a list with one."""
+    for name, value in parameters.items():
+        for place in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(place, str) and holds_credentials(place):
+                raise CredentialsError(
+                    f"{name} is {without_credentials(place)} with credentials in it. Prefect would store them and show "
+                    "them to whoever can see the run. Leave them out, and give them in the environment "
+                    "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ...), as a role of the machine, or as "
+                    "secret blocks in the work pool's job template."
+                )
+
+
+def refuse_stored_credentials() -> None:
+    """`refuse_credentials` of the flow run that calls it, whose parameters Prefect has stored: they go from there too.
+
+    Raises CredentialsError, and the credentials should be replaced, since databases and backups forget slowly.
+    """
+    parameters = flow_run.parameters
+    try:
+        refuse_credentials(parameters)
+    except CredentialsError as error:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(
+                flow_run.id, parameters={name: _cleaned(value) for name, value in parameters.items()}
+            )
+        raise CredentialsError(
+            f"{error} They were stored with this run and are removed from it; replace them."
+        ) from None
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_cleaned(each) for each in value]
+    return without_credentials(value) if isinstance(value, str) and holds_credentials(value) else value

@@ -1,0 +1,79 @@
+"""The events that runs emit, for automations and other systems: their names, resources and payloads.
+
+- `attnlstm.run.completed`, `attnlstm.run.failed`: a classify run has ended and left its manifest, failed if a file or
+  a shard could not be scored. A run that ends by an exception leaves none; Prefect's own `prefect.flow-run.Failed` and
+  `prefect.flow-run.Crashed` tell of it.
+- `attnlstm.checkpoint.promoted`, `attnlstm.checkpoint.rejected`: what a retrain run decided.
+- `attnlstm.drift.detected`: a classify run read other data than its checkpoint was measured on.
+
+Prefect adds the flow run, its flow, deployment and tags as related resources. Triggers can match names and labels of
+resources, not payloads: so what somebody may want to wait for is one of these. No payload holds anything of a row.
+"""
+
+from prefect.events import emit_event
+
+from storage.manifest import RunManifest
+from storage.registry import CHAMPION
+
+
+def emit_run_ended(manifest: RunManifest) -> None:
+    """The resource is the output; its label `attnlstm.wrote` says whether there is anything new in it."""
+    totals = manifest.totals
+    emit_event(
+        event=f"attnlstm.run.{manifest.state}",
+        resource={
+            "prefect.resource.id": f"attnlstm.output.{manifest.output}",
+            "prefect.resource.name": manifest.output,
+            "attnlstm.source": manifest.source,
+            "attnlstm.wrote": "yes" if manifest.shards else "no",
+        },
+        related=[_checkpoint(manifest.checkpoint) | {"prefect.resource.role": "checkpoint"}],
+        payload={
+            "run_id": manifest.run_id,
+            "run_name": manifest.run_name,
+            "state": manifest.state,
+            "source": manifest.source,
+            "output": manifest.output,
+            "mode": manifest.mode,
+            "checkpoint": manifest.checkpoint,
+            "shards": len(manifest.shards),
+            "up_to_date": manifest.num_up_to_date,
+            "failed": len(manifest.failures),
+            "rows": totals["rows"],
+            "errors": totals["errors"],
+            "truncated": totals["truncated"],
+            "tokens": totals["tokens"],
+            "seconds": manifest.seconds,
+            "tokens_per_second": totals["tokens_per_second"],
+            "evaluation": manifest.evaluation,
+            "drifted": manifest.drift["drifted"] if manifest.drift else [],
+        },
+    )
+
+
+def emit_drift(manifest: RunManifest) -> None:
+    """Of a manifest with a comparison. The resource is the checkpoint; the payload has the comparison."""
+    assert manifest.drift is not None, "without a comparison there is nothing to tell"
+    emit_event(
+        event="attnlstm.drift.detected",
+        resource=_checkpoint(manifest.checkpoint),
+        payload={
+            "source": manifest.source,
+            "output": manifest.output,
+            "run_id": manifest.run_id,
+            **manifest.drift,
+        },
+    )
+
+
+def emit_judged(version: str, outcome: str, why: str, registry: str) -> None:
+    """outcome: "promoted" or "rejected". The resource is the new checkpoint."""
+    emit_event(
+        event=f"attnlstm.checkpoint.{outcome}",
+        resource=_checkpoint(version),
+        payload={"version": version, "alias": CHAMPION, "why": why, "registry": registry},
+    )
+
+
+def _checkpoint(version: str) -> dict[str, str]:
+    return {"prefect.resource.id": f"attnlstm.checkpoint.{version}", "prefect.resource.name": version}

@@ -1,0 +1,58 @@
+"""The right to compute on a GPU: one process at a time, so that two runs do not share one by accident.
+
+A file for each GPU, which the operating system locks and lets go of when a process ends, however it ends. So nothing
+has to be set up, and nobody waits for a run that was killed. Threads of one process share its turn. It holds among
+the processes of one user on one machine; between machines and users, GPUs are for the cluster or the work pool to
+give out. Knows nothing about what is computed.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from attnlstm.engines import Device
+
+_LOOK_SECONDS = 0.2
+
+
+@contextmanager
+def device_slot(device: Device, *, on_wait: Callable[[str], None], check: Callable[[], object]) -> Iterator[None]:
+    """`gpu_slot` of the GPU that this process computes on, if it does so with this device; nothing for a CPU."""
+    import torch
+
+    from attnlstm.engines.torch_engine import resolve_device
+
+    if resolve_device(device) == "cpu":
+        yield
+        return
+    # What tells it from all other GPUs, however many of them are visible.
+    gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    with gpu_slot(gpu, on_wait=on_wait, check=check):
+        yield
+
+
+@contextmanager
+def gpu_slot(gpu: str, *, on_wait: Callable[[str], None], check: Callable[[], object]) -> Iterator[None]:
+    """Hold the GPU of this name until the block ends, and wait for it as long as it takes.
+
+    on_wait: called with a message, once, if another process holds it. check: called again and again while waiting;
+    what it raises ends the wait.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    file = Path(tempfile.gettempdir()) / f"attnlstm-{user}-{re.sub(r'[^A-Za-z0-9-]', '-', gpu)}.lock"
+    # One object for the process, and not one for each thread: it is let go of when the last thread is through.
+    lock = FileLock(file, thread_local=False, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait(f"GPU {gpu} is in use by another run on this machine; waiting for it. ({file})")
+        lock.acquire(poll_interval=_LOOK_SECONDS, cancel_check=lambda: bool(check()) and False)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,169 @@
+"""Who scores the shards of a run: threads of this process, or processes of a Ray or Dask cluster.
+
+Owns the choice of Prefect's task runner, the cluster that is started where no address is given, and what of a
+machine each task may use. Knows nothing about shards. Which task goes where, and again after a process has died, is
+left to Ray and Dask.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from attnlstm.engines import Device
+
+RunnerName = Literal["threads", "ray", "dask"]
+
+# By import name; all are in the extra of the runner's name.
+_NEEDED = {"threads": (), "ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
+
+# Nothing but task arguments and counts goes through it. Ray's least, where its default is a third of the memory.
+_OBJECT_STORE_BYTES = 80 << 20
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers that are ready. runner: Prefect's task runner, started.
+
+    at_once: tasks at a time. limit: how many to have submitted so that it is no more than that; None if the workers
+    see to it. threads: compute threads that a process should have. in_process: whether the workers are threads of
+    this process, which see its memory and its context.
+    """
+
+    runner: TaskRunner[Any]
+    at_once: int
+    threads: int
+    limit: int | None = None
+    in_process: bool = False
+
+
+# That of a run which others are part of.
+_shared: ContextVar[Crew | None] = ContextVar("shared_crew", default=None)
+
+
+def check_runner(runner: RunnerName, address: str | None) -> None:
+    """Raises ValueError if there is an address for threads, or the runner's libraries are not installed."""
+    if runner == "threads" and address:
+        raise ValueError(
+            f"--address {address} is of a cluster, and the runner is threads: add --runner ray or --runner dask, or "
+            "leave the address out"
+        )
+    missing = [name for name in _NEEDED[runner] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"the runner {runner} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            f"installed here: pip install 'attnlstm[{runner}]'"
+        )
+
+
+@contextmanager
+def open_crew(
+    runner: RunnerName, address: str | None, workers: int | None, device: Device, *, shared: bool = False
+) -> Iterator[Crew]:
+    """The workers of a run, until the block ends; those of the run around it, where that shares its own.
+
+    workers: tasks at a time; None is as many as there are cores here, or places in the cluster at `address`.
+    device: "cpu" leaves GPUs to others. shared: runs within the block use the same workers, which for threads would
+    change nothing. Raises ValueError as `check_runner`, ConnectionError if there is no cluster at the address or none
+    can be started.
+    """
+    check_runner(runner, address)
+    crew = _shared.get()
+    if crew is not None:
+        yield crew
+        return
+    cores = os.cpu_count() or 1
+    crews: dict[RunnerName, AbstractContextManager[Crew]] = {
+        "threads": _threads(workers or cores),
+        "ray": _ray(address, workers, device),
+        "dask": _dask(address, workers),
+    }
+    with crews[runner] as crew:
+        token = _shared.set(crew if shared and not crew.in_process else None)
+        try:
+            yield crew
+        finally:
+            _shared.reset(token)
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[Crew]:
+    with ThreadPoolTaskRunner[Any](max_workers=workers) as runner:
+        yield Crew(runner, workers, threads=workers, in_process=True)
+
+
+@contextmanager
+def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[Crew]:
+    """One core for each task, and one GPU where the cluster has any: Ray keeps the count, and shows a task its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        # Read at Ray's import. What is off is clusters of several machines: all that listens then does so on loopback.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+    from prefect_ray.context import remote_options
+    from prefect_ray.task_runners import RayTaskRunner
+
+    options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {
+            "address": "local",  # never one that happens to run here, which is what Ray's default would take
+            "num_cpus": workers or os.cpu_count() or 1,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    with ExitStack() as stack:
+        with _said_where("Ray", address):
+            runner = stack.enter_context(RayTaskRunner(init_kwargs=options))
+        resources: dict[str, float] = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
+        places = gpus or int(resources.get("CPU", 1))
+        # By default Ray ends a process after each task that had a GPU; the next would load the checkpoint again.
+        needs = {"num_gpus": 1, "max_calls": 0} if gpus else {}
+        with remote_options(num_cpus=1, **needs):
+            yield _part(runner, workers, places, threads=1)
+
+
+@contextmanager
+def _dask(address: str | None, workers: int | None) -> Iterator[Crew]:
+    """A task for each thread of the cluster's workers; those that are started here have one thread."""
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    started = {
+        "n_workers": workers or os.cpu_count() or 1,
+        "threads_per_worker": 1,
+        "memory_limit": 0,  # what a task takes is bounded already (chunk_bytes), and Dask would end who takes more
+        "dashboard_address": None,
+        "silence_logs": logging.CRITICAL,
+    }
+    if not address:
+        # Of processes here that die or are ended, the run's own end says what there is to say.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=started) as runner:
+        with _said_where("Dask", address):
+            client = runner.client
+        found = client.scheduler_info(n_workers=-1)["workers"].values()
+        threads = [int(worker["nthreads"]) for worker in found] or [1]
+        yield _part(runner, workers, sum(threads), threads=max(threads))
+
+
+@contextmanager
+def _said_where(name: str, address: str | None) -> Iterator[None]:
+    """Raises ConnectionError for whatever it is that keeps a cluster from starting, or from being reached."""
+    try:
+        yield
+    except Exception as error:  # Ray's own is no more precise
+        what = f"can't be reached at {address}" if address else "did not start here"
+        raise ConnectionError(f"The {name} cluster {what}: {error}") from error
+
+
+def _part(runner: TaskRunner[Any], workers: int | None, places: int, *, threads: int) -> Crew:
+    """Of a cluster with so many places, as many workers as were asked for."""
+    if workers and workers < places:
+        return Crew(runner, workers, threads, limit=workers)
+    return Crew(runner, places, threads)
