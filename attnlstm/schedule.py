@@ -10,7 +10,7 @@ from typing import Literal
 
 from attnlstm.training_settings import TrainingSettings
 
-USUAL_EPOCHS, MANY_EPOCHS = 12, 100
+USUAL_EPOCHS, MANY_EPOCHS = 12, 60
 FEWEST_STEPS, MANY_STEPS = 2500, 6000
 """How long to train unless told: MANY_STEPS, but no more passes than MANY_EPOCHS, which learn few rows by heart; in any
 case USUAL_EPOCHS and FEWEST_STEPS."""

@@ -53,7 +53,7 @@ def test_weights_forget_over_ten_passes_unless_rows_are_few() -> None:
 
 def test_few_rows_are_passed_over_more_often() -> None:
     assert usual_epochs(1000) == USUAL_EPOCHS
-    assert usual_epochs(100) == MANY_STEPS // 100
+    assert usual_epochs(200) == MANY_STEPS // 200
     assert usual_epochs(50) == MANY_EPOCHS
     assert usual_epochs(10) == FEWEST_STEPS // 10
     assert Schedule(TrainingSettings(epochs=3), steps_per_epoch=10).num_epochs == 3
