@@ -50,6 +50,8 @@ def _apply(client: SyncPrefectClient, given: dict[str, Any], block: str | None) 
 
 def _block_id(client: SyncPrefectClient, notify: str) -> str:
     block_type, _, name = notify.partition("/")
+    if not name:
+        raise SystemExit(f"--notify {notify} names no block. Write it as TYPE/NAME, such as slack-webhook/on-call.")
     try:
         return str(client.read_block_document_by_name(name, block_type).id)
     except ObjectNotFound:

@@ -4,17 +4,20 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
+import httpx
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from flows.classify import classify
@@ -22,7 +25,7 @@ from flows.credentials import Place, refuse_stored_credentials
 from flows.description import described
 from flows.examined import examine
 from flows.planning import judge
-from flows.progress import RunProgress, showing
+from flows.progress import RunProgress, RunStoppedError, current_progress, showing
 from flows.runners import RunnerName, check_runner, open_crew
 from flows.scheduled import at_scheduled_start
 from storage.errors import SourceError, StorageError
@@ -121,7 +124,9 @@ def backfill(
     else:
         parameters |= {name: value for name, value in recorded.items() if name in classify.parameters.properties}
         if fan_out:
-            runs = list(_run_all(ordered, partial(_on_pool, fan_out, parameters), parallel, fail_fast))
+            # However many runs there are, they are asked after no more than twenty times a second.
+            run_one = partial(_on_pool, fan_out, parameters, max(2.0, parallel / 20))
+            runs = list(_run_all(ordered, run_one, parallel, fail_fast))
         else:
             run_one = partial(_here, parameters | {"runner": runner, "address": address})
             with open_crew(runner, address, None, "auto", shared=True):
@@ -178,15 +183,26 @@ def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
     return _ended(partition, state, parameters["output"], str(state.state_details.flow_run_id))
 
 
-def _on_pool(deployment: str, parameters: dict[str, Any], partition: Partition) -> PartitionRun:
-    """A run of classify on a worker of the deployment's pool."""
-    run: Any = run_deployment(  # its type allows for a coroutine, which it returns in asynchronous code only
-        deployment,
-        parameters={"source": partition.place, **parameters},
-        # A retry of this backfill's run finds the runs that it has started; a new backfill starts its own.
-        idempotency_key=f"{flow_run.id} {partition.name}",
-        poll_interval=2,
-    )
+def _on_pool(deployment: str, parameters: dict[str, Any], poll_seconds: float, partition: Partition) -> PartitionRun:
+    """A run of classify on a worker of the deployment's pool. It is cancelled if this backfill is stopped."""
+    progress = current_progress.get()
+    assert progress is not None, "partitions run within `showing`"
+    # Not to wait: it could not be told to stop.
+    start = partial(run_deployment, deployment, parameters={"source": partition.place, **parameters}, timeout=0)
+    # A retry of this backfill's run finds the runs that it has started; a new backfill starts its own.
+    key = f"{flow_run.id} {partition.name}"
+    run: Any = start(idempotency_key=key)  # its type allows for a coroutine, which asynchronous code would get
+    if run.state.is_final() and not run.state.is_completed():  # what this retry is for
+        run = start(idempotency_key=f"{key} {flow_run.run_count}")
+    with get_client(sync_client=True) as client:
+        try:
+            while not run.state.is_final():
+                progress.rest(poll_seconds)
+                with suppress(httpx.HTTPError):  # the server is away, and may come back
+                    run = client.read_flow_run(run.id)
+        except RunStoppedError:
+            client.set_flow_run_state(run.id, Cancelling(message="The backfill that it is of was stopped."))
+            raise
     return _ended(partition, run.state, parameters["output"], str(run.id))
 
 

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -175,7 +174,7 @@ def classify(
         shards=tuple(sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)),
         failures=(
             *(FailureRecord(file.file, file.reason) for file in plan.unreadable),
-            *outcome.failures,
+            *sorted(outcome.failures, key=lambda failure: failure.name),
         ),
         evaluation=outcome.evaluation(),
         drift=compare_shards(stored.card, (scored.observed for scored in outcome.scored)),
@@ -234,8 +233,11 @@ def _score(job: ScoringJob, pending: list[Pending], crew: Crew, outcome: _Outcom
                 if not running:
                     break
                 # In a process of its own, a task neither reports its progress nor learns that the run is ending.
-                with suppress(Empty):
+                try:
                     future = ended.get(timeout=_LOOK_SECONDS)
+                except Empty:
+                    pass
+                else:
                     bundle = running.pop(future)
                     _collect(future, bundle, outcome)
                     progress.advance(0 if crew.in_process else sum(each.shard.num_rows for each in bundle))

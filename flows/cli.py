@@ -30,6 +30,7 @@ app = App(
     default_parameter=Parameter(negative=(), consume_multiple=True),
     result_action="return_value",
     exit_on_error=False,
+    suppress_keyboard_interrupt=False,  # flows.session says how to go on
 )
 for _name, _help in {
     "demo": "Sample real bytes, train on them, classify them; a tour in a few minutes.",

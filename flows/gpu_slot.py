@@ -2,8 +2,8 @@
 
 A file for each GPU, which the operating system locks and lets go of when a process ends, however it ends. So nothing
 has to be set up, and nobody waits for a run that was killed. Threads of one process share its turn. It holds among
-the processes of one user on one machine; between machines and users, GPUs are for the cluster or the work pool to
-give out. Knows nothing about what is computed.
+the processes of one user that have the same temporary folder; between users, containers and machines, GPUs are for the
+cluster or the work pool to give out. Knows nothing about what is computed.
 """
 
 import os
@@ -47,11 +47,16 @@ def gpu_slot(gpu: str, *, on_wait: Callable[[str], None], check: Callable[[], ob
     file = Path(tempfile.gettempdir()) / f"attnlstm-{user}-{re.sub(r'[^A-Za-z0-9-]', '-', gpu)}.lock"
     # One object for the process, and not one for each thread: it is let go of when the last thread is through.
     lock = FileLock(file, thread_local=False, is_singleton=True)
+
+    def look() -> bool:
+        check()
+        return False
+
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOOK_SECONDS)  # longer than other threads of this process take to come and go
     except Timeout:
         on_wait(f"GPU {gpu} is in use by another run on this machine; waiting for it. ({file})")
-        lock.acquire(poll_interval=_LOOK_SECONDS, cancel_check=lambda: bool(check()) and False)
+        lock.acquire(poll_interval=_LOOK_SECONDS, cancel_check=look)
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ def begin_prefect(page_port: int | None = None) -> None:
     import prefect.context
     from prefect.settings import get_current_settings
 
-    if _server is None and get_current_settings().api.url is None:
+    if _server is None and not get_current_settings().api.url:  # an empty one overrides the profile
         _server = CommandServer(page_port)
         os.environ["PREFECT_API_URL"] = _server.api_url
         prefect.context.refresh_global_settings_context()

@@ -86,6 +86,11 @@ class RunProgress:
     def _is_stopping(self) -> bool:
         return self._stopping.is_set() or (self._outer is not None and self._outer._is_stopping())
 
+    def rest(self, seconds: float) -> None:
+        """Wait for something that reports no progress. Raises RunStoppedError as soon as `stop` is called."""
+        self._stopping.wait(seconds)
+        self.advance(0)
+
     def set_total(self, total: int) -> None:
         """Say how much there is, where that is known late."""
         self._total = total

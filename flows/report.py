@@ -94,11 +94,12 @@ def _facts(manifest: RunManifest) -> Iterator[tuple[str, str]]:
     totals = manifest.totals
     if not manifest.shards and not manifest.failures:
         yield "result", f"nothing to do: all {manifest.num_up_to_date} shards are up to date"
-    else:
-        yield (
-            "rows",
-            f"{totals['rows']:,} in {len(manifest.shards)} shards ({manifest.num_up_to_date} more were up to date)",
-        )
+    if manifest.failures:
+        failures = counted(len(manifest.failures), "failure")
+        yield "not scored", f"{failures}; when what is wrong is mended, the same command scores them"
+    if manifest.shards:
+        shards = counted(len(manifest.shards), "shard")
+        yield "rows", f"{totals['rows']:,} in {shards} ({manifest.num_up_to_date} more were up to date)"
         yield "errors", _counts(totals["errors"]) or "none"
         if places := first_errors(manifest):
             first = "; ".join(f"{error} in {_place(*found[0])}" for error, found in places.items())

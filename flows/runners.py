@@ -5,16 +5,20 @@ machine each task may use. Knows nothing about shards. Which task goes where, an
 left to Ray and Dask.
 """
 
+import asyncio
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 from attnlstm.engines import Device
 
@@ -25,6 +29,9 @@ _NEEDED = {"threads": (), "ray": ("ray", "prefect_ray"), "dask": ("distributed",
 
 # Nothing but task arguments and counts goes through it. Ray's least, where its default is a third of the memory.
 _OBJECT_STORE_BYTES = 80 << 20
+
+# For an answer from a cluster's address. Left to themselves, Ray takes minutes to give up, and Dask may wait for ever.
+_REACH_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[C
         }
     with ExitStack() as stack:
         with _said_where("Ray", address):
+            if address and address != "auto":
+                _reach_ray(address)
             runner = stack.enter_context(RayTaskRunner(init_kwargs=options))
         resources: dict[str, float] = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
@@ -146,10 +155,45 @@ def _dask(address: str | None, workers: int | None) -> Iterator[Crew]:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=started) as runner:
         with _said_where("Dask", address):
+            if address:
+                run_coro_as_sync(_reach_dask(address))
             client = runner.client
         found = client.scheduler_info(n_workers=-1)["workers"].values()
         threads = [int(worker["nthreads"]) for worker in found] or [1]
         yield _part(runner, workers, sum(threads), threads=max(threads))
+
+
+def _reach_ray(address: str) -> None:
+    """Raises OSError or ValueError if nobody listens where Ray would look for the cluster."""
+    import ray
+
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname is None or place.port is None:
+        raise ValueError("that is none; expected HOST:PORT, ray://HOST:PORT or auto")
+    host = place.hostname
+    if not place.scheme and host in ("localhost", "127.0.0.1"):
+        host = ray.util.get_node_ip_address()  # Ray replaces it alike, unless it is told that there is one machine only
+    try:
+        socket.create_connection((host, place.port), _REACH_SECONDS).close()
+    except OSError as error:
+        hint = ""
+        if host not in address:
+            hint = ", which Ray takes it for; of a cluster on loopback, set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"
+        raise OSError(f"{error.strerror or error} ({host}:{place.port}{hint})") from error
+
+
+async def _reach_dask(address: str) -> None:
+    """Raises OSError or ValueError if there is no Dask scheduler at the address."""
+    import distributed.comm
+
+    dask: Any = distributed  # whose functions have no types
+    options = dask.Security().get_connection_args("client")
+    try:
+        async with asyncio.timeout(2 * _REACH_SECONDS):
+            comm = await dask.comm.connect(address, timeout=_REACH_SECONDS, **options)
+    except TimeoutError as error:
+        raise OSError("what listens there does not answer as a Dask scheduler does") from error
+    await comm.close()
 
 
 @contextmanager

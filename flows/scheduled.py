@@ -9,7 +9,7 @@ that hold it. Where a run has no schedule, its scheduled start is when it was as
 """
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect.runtime import flow_run
@@ -51,7 +51,10 @@ def _format(field: re.Match[str], scheduled: datetime) -> str:
         zone = ZoneInfo(parts["zone"] or "UTC")
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"{field[0]} names no time zone that is known here: {parts['zone']}.") from None
-    offset = timedelta(**{_UNITS[parts["unit"]]: int(parts["offset"])}) if parts["offset"] else timedelta()
-    if parts["unit"] in ("m", "h"):
-        return (scheduled + offset).astimezone(zone).strftime(parts["format"])
-    return (scheduled.astimezone(zone) + offset).strftime(parts["format"])
+    counted_in = UTC if parts["unit"] in ("m", "h") else zone
+    try:
+        offset = timedelta(**{_UNITS[parts["unit"]]: int(parts["offset"])}) if parts["offset"] else timedelta()
+        moved = (scheduled.astimezone(counted_in) + offset).astimezone(zone)
+    except OverflowError:
+        raise ValueError(f"{field[0]} is out of the calendar, which has years 1 to 9999.") from None
+    return moved.strftime(parts["format"])

@@ -58,6 +58,8 @@ def serve(
     if timezone not in available_timezones():
         raise ValueError(f"{timezone} is no time zone that is known here. Write it like Europe/Berlin.")
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # runs import what this process did, and not what lies around here
+    # As in deployments/prefect.yaml: on a server with its automations, runs that give no sign of life are Crashed.
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     start_prefect(page_port=port)
     from prefect.settings import PREFECT_UI_URL
 
@@ -83,12 +85,15 @@ def _deployments(
 
     from flows.backfill import backfill
     from flows.classify import classify
+    from flows.credentials import refuse_credentials
     from flows.retrain import retrain
-    from flows.scheduled import above_scheduled_start
+    from flows.scheduled import above_scheduled_start, fill
     from storage.location import Location
     from storage.output import Output
 
     places = {"source": source, "output": output, "registry": registry}
+    refuse_credentials(places | {"labelled": labelled})
+    fill(source, datetime.now(UTC))  # refused here, and not by every run
     recorded = Output.recorded_settings(Location.parse(output))
     settings = {name: value for name, value in recorded.items() if name in classify.parameters.properties}
 

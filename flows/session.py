@@ -47,7 +47,23 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if _is_unreachable(error):
+        from prefect.settings import get_current_settings
+
+        return (
+            f"No Prefect server answers at {get_current_settings().api.url}. Start it, or have this command start its "
+            "own: prefect config unset PREFECT_API_URL, or PREFECT_API_URL= before the command."
+        )
     return f"{type(error).__name__}: {error}\nThis was not foreseen; --verbose shows the traceback."
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether Prefect's client, or what it is made of, says that there is no server."""
+    from httpx import ConnectError
+
+    return isinstance(error, ConnectError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+    )
 
 
 def start_prefect(page_port: int | None = None) -> None:

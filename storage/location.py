@@ -180,13 +180,18 @@ def as_uri(place: str) -> str:
 
 
 def without_credentials(place: str) -> str:
-    """A path or URI as typed, for names and messages: of a URI, what comes before `@` and after `?` is left out."""
+    """A path or URI as typed, for names and messages: of a URI, what comes before `@` and after `?` is left out.
+
+    Of one with credentials, of which it can't be told where they end, nothing but the scheme is shown.
+    """
     if "://" not in place:
         return place
     scheme, _, rest = place.partition("://")
+    address, _, query = rest.partition("?")
     if _CREDENTIALS.match(place):
-        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
-    authority, slash, path = rest.partition("?")[0].partition("/")
+        shown = f"{scheme}://{address.rpartition('@')[2]}"
+        return f"{scheme}://..." if "@" in query or _CREDENTIALS.match(shown) else shown
+    authority, slash, path = address.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 

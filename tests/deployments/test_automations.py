@@ -162,18 +162,21 @@ def test_a_run_that_falls_silent_is_crashed_and_that_is_said(applied: list[str],
     with get_client(sync_client=True) as client:
         hurried = client.create_automation(_as_prefect_has_it(given))
         silent, ended = (client.create_flow_run(never_called, state=Running(), tags=["attnlstm"]) for _ in range(2))
-        deployment = {"prefect.resource.id": f"prefect.deployment.{uuid4()}", "prefect.resource.role": "deployment"}
-        for run in (silent, ended):
+        of_others = client.create_flow_run(never_called, state=Running(), tags=["theirs"])
+        for run in (of_others, silent, ended):
             emit_event(
                 "prefect.flow-run.heartbeat",
                 resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-                related=[deployment],
+                related=[
+                    {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags
+                ],
             )
         client.set_flow_run_state(ended.id, Failed(message="a file can't be read"))
         try:
             _until(lambda: _name(client, silent) == "Crashed")
             _until(lambda: len(webhook) >= 2)
             assert _name(client, ended) == "Failed"
+            assert _name(client, of_others) == "Running"
         finally:
             client.delete_automation(hurried)
 

@@ -1,9 +1,6 @@
 """deployments/prefect.yaml: nothing in it is ignored, and what it describes runs on a real server and worker."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from pydantic import BaseModel
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from flows.backfill import backfill
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
@@ -108,44 +104,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "checkpoint").mkdir()
     for name, content in to_files(AttentionLSTM(ModelConfig(classes=("high", "low")))).items():
         (root / "checkpoint" / name).write_bytes(content)
-    return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "fanned", "registry")}
-
-
-def _environment(url: str) -> dict[str, str]:
-    return {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
-
-
-def _prefect(url: str, *words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *words],
-        cwd=REPOSITORY,
-        env=_environment(url),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def deployed(prefect_server: str) -> str:
-    """All deployments on the tests' server, by the commands that the file gives, with schedules that rest."""
-    _prefect(prefect_server, "work-pool", "create", "attnlstm", "--type", "process")
-    _prefect(
-        prefect_server, "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML.relative_to(REPOSITORY))
-    )
-    with get_client(sync_client=True) as client:
-        for name in NAMES:
-            found = client.read_deployment_by_name(f"{name}/{name}")
-            for schedule in found.schedules:
-                # Else a test on the hour would have the worker run the demo's places.
-                client.update_deployment_schedule(found.id, schedule.id, active=False)
-    return prefect_server
+    return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "registry")}
 
 
 @pytest.mark.slow
-def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(deployed: str) -> None:
+def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(deployed: None) -> None:
     with get_client(sync_client=True) as client:
         found = {name: client.read_deployment_by_name(f"{flow}/{name}") for name, flow in FLOW_OF.items()}
         (automation,) = client.read_automations_by_name("retrain-on-drift")
@@ -173,7 +136,9 @@ def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(
 
 
 @pytest.mark.slow
-def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -> None:
+def test_a_worker_runs_each_deployment(
+    deployed: None, run_prefect: Callable[..., None], places: dict[str, Path]
+) -> None:
     text = {name: str(path) for name, path in places.items()}
     scoring = {"source": text["source"], "checkpoint": text["checkpoint"], "registry": text["registry"]}
     parameters: dict[str, dict[str, Any]] = {
@@ -185,7 +150,7 @@ def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -
         name: run_deployment(f"{name}/{name}", parameters=parameters[name], timeout=0) for name in NAMES
     }
 
-    _prefect(deployed, "worker", "start", "--pool", "attnlstm", "--run-once")
+    run_prefect("worker", "start", "--pool", "attnlstm", "--run-once")
 
     with get_client(sync_client=True) as client:
         states = {name: client.read_flow_run(run.id).state for name, run in runs.items()}
@@ -200,27 +165,3 @@ def test_a_worker_runs_each_deployment(deployed: str, places: dict[str, Path]) -
     ]
     (checkpoint,) = (places["registry"] / "checkpoints").iterdir()
     assert (checkpoint / "card.json").is_file()
-
-
-@pytest.mark.slow
-def test_backfill_has_the_workers_of_a_pool_run_its_partitions(deployed: str, places: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "attnlstm"]
-    environment = {**_environment(deployed), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL) as worker:
-        try:
-            state: Any = backfill(
-                str(places["source"]),
-                str(places["fanned"]),
-                registry=str(places["registry"]),
-                checkpoint=str(places["checkpoint"]),
-                parallel=2,
-                fan_out="classify/partition",
-                return_state=True,
-            )
-        finally:
-            worker.terminate()
-            worker.wait(60)
-
-    assert state.is_completed(), state.message
-    runs = {run["partition"]: (run["state"], run["rows"]) for run in state.result()}
-    assert runs == {"date=2026-11-01": ("Completed", 80), "date=2026-11-02": ("Completed", 80)}

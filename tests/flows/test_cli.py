@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 Run = Callable[..., Any]
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -265,6 +266,15 @@ def test_version_is_that_of_the_distribution(attnlstm: Run) -> None:
     import importlib.metadata
 
     assert attnlstm("--version").out.strip() == importlib.metadata.version("attnlstm")
+
+
+def test_server_that_is_not_there_is_named_with_what_to_do(
+    classify: Run, dataset: Path, refused: Callable[..., None]
+) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        refused(
+            classify(dataset), "No Prefect server answers at http://127.0.0.1:9/api. ", "config unset PREFECT_API_URL"
+        )
 
 
 @pytest.mark.slow

@@ -83,6 +83,25 @@ def test_threads_of_a_process_share_their_turn(gpu: str) -> None:
         together.wait()
     for thread in threads:
         thread.join()
+    assert said == []
+
+
+def test_threads_that_come_and_go_do_not_take_each_other_for_another_run(gpu: str) -> None:
+    together = threading.Barrier(8, timeout=10)
+    said: list[str] = []
+
+    def use() -> None:
+        for _ in range(20):
+            together.wait()
+            with gpu_slot(gpu, on_wait=said.append, check=lambda: None):
+                pass
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == []
 
 
 def test_other_gpus_are_free(gpu: str, holder: subprocess.Popen[str]) -> None:

@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows import runners
 from flows.backfill import backfill
 from flows.classify import classify
-from flows.runners import open_crew
+from flows.runners import RunnerName, open_crew
 
 
 @pytest.fixture(scope="module", params=["dask", "ray"])
@@ -133,10 +133,11 @@ def test_fan_out_and_a_runner_exclude_each_other(dataset: Path) -> None:
         backfill.fn(str(dataset), "output", runner="dask", fan_out="classify/partition")
 
 
-def test_address_without_a_cluster_is_named() -> None:
+@pytest.mark.parametrize(("runner", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "ray://127.0.0.1:1")])
+def test_address_without_a_cluster_is_named(runner: RunnerName, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "_REACH_SECONDS", 0.2)
     with (
-        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
-        pytest.raises(ConnectionError, match=r"^The Dask cluster can't be reached at tcp://127.0.0.1:1: "),
-        open_crew("dask", "tcp://127.0.0.1:1", None, "auto"),
+        pytest.raises(ConnectionError, match=rf"^The {runner.capitalize()} cluster can't be reached at {address}: "),
+        open_crew(runner, address, None, "auto"),
     ):
         pytest.fail("nobody listens there")

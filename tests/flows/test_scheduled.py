@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from prefect import Flow, State
@@ -47,6 +48,16 @@ def test_field_is_the_scheduled_start(text: str, expected: str) -> None:
 def test_field_that_is_none_is_refused_and_not_taken_for_a_path(field: str) -> None:
     with pytest.raises(ValueError, match=r"is no scheduled start\. Write it like \{scheduled-1d@Europe/Berlin:"):
         fill(f"data/date={field}", DUE)
+
+
+def test_hours_have_passed_whatever_zone_the_start_is_given_in() -> None:
+    assert fill("{scheduled+24h@Europe/Berlin:%H}", DUE.astimezone(ZoneInfo("Europe/Berlin"))) == "01"
+
+
+def test_offset_beyond_the_calendar_is_refused() -> None:
+    for offset in ("-900000d", "+99999999999999999999h"):
+        with pytest.raises(ValueError, match="is out of the calendar"):
+            fill(f"{{scheduled{offset}:%Y}}", DUE)
 
 
 def test_unknown_time_zone_is_refused() -> None:
@@ -125,4 +136,4 @@ def test_a_late_backfill_takes_the_days_before_it_was_due(
         ("date=2026-11-03", "No input"),
         ("date=2026-11-04", "Completed"),
     ]
-    assert "backfill date 2026-11-02 to 2026-11-04 " in late.name
+    assert f"backfill {dataset} date 2026-11-02 to 2026-11-04 " in late.name

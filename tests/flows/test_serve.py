@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prefect.events import Event
 
 from flows import serve
 from flows.prefect_server import CommandServer
+from storage.errors import StorageError
 from storage.registry import Registry
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "serve"]
@@ -29,6 +31,7 @@ PREFECT_YAML = Path(__file__).resolve().parents[2] / "deployments" / "prefect.ya
 NAMES = ("classify", "retrain", "backfill", "partition")
 FLOW_OF = {"partition": "classify"}
 RUN_S, END_S = 300, 120  # of a busy machine
+TWELVE_HOURS_ON = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"  # nothing comes due by itself while a test runs
 
 
 @pytest.fixture
@@ -57,6 +60,7 @@ def serving(dataset_copy: Path, registry: Path, free_port: int, tmp_path: Path) 
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
     }
     words = ["dataset", "output", "--registry", "registry", "--labelled", "dataset", "--port", str(free_port)]
+    words += ["--classify-cron", TWELVE_HOURS_ON, "--retrain-cron", TWELVE_HOURS_ON]
     with subprocess.Popen(
         [*COMMAND, *words],
         cwd=tmp_path,
@@ -83,7 +87,7 @@ def test_serve_runs_what_is_due_or_asked_for_or_caused_by_drift_and_ends_without
     with SyncPrefectClient(api=f"{page}/api") as client:
         deployments = {name: client.read_deployment_by_name(f"{FLOW_OF.get(name, name)}/{name}") for name in NAMES}
         crons = {name: [each.schedule.cron for each in found.schedules] for name, found in deployments.items()}
-        assert crons == {"classify": ["0 * * * *"], "retrain": ["0 3 * * 0"], "backfill": [], "partition": []}
+        assert crons == {"classify": [TWELVE_HOURS_ON], "retrain": [TWELVE_HOURS_ON], "backfill": [], "partition": []}
 
         # Two that overlap: one waits for the other, and finds nothing to do.
         runs = [client.create_flow_run_from_deployment(deployments["classify"].id).id for _ in range(2)]
@@ -148,6 +152,21 @@ def test_names_limits_schedules_and_triggers_are_those_of_prefect_yaml(tmp_path:
         "backfill": "data",
         "retrain": "labelled",
     }
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_credentials_are_refused_before_a_server_has_them(position: int) -> None:
+    places = ["source", "output", "registry", "labelled"]
+    name = places[position]
+    places[position] = "s3://KEY:SECRET@bucket/data"
+    with pytest.raises(StorageError, match=rf"^{name} is s3://bucket/data with credentials in it\.") as refused:
+        serve._deployments(*places, "0 * * * *", "0 3 * * 0", "UTC")
+    assert "SECRET" not in str(refused.value).replace("AWS_SECRET", "")
+
+
+def test_a_source_that_no_run_could_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no scheduled start"):
+        serve._deployments("data/date={scheduled}", "output", "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
 
 
 def test_an_output_keeps_the_settings_it_was_made_with(scored: Any, dataset: Path) -> None:

@@ -54,6 +54,10 @@ def test_message_of_a_store_shows_no_credentials() -> None:
         ("abfs://container@account/data?client_secret=SECRET&tenant_id=7", "abfs://account/data"),
         ("abfs://container@account/data?tenant_id=7&client_secret=SECRET", "abfs://account/data"),
         ("hdfs://user:SECRET@namenode:8020/data", "hdfs://namenode:8020/data"),
+        ("s3://KEY:SECRET", "s3://..."),  # the bucket was forgotten
+        ("s3://KEY:SECRET/data", "s3://..."),
+        ("s3://KEY:SEC?RET@bucket/data", "s3://..."),
+        ("s3://KEY:SEC@?RET@bucket/data", "s3://..."),
     ],
 )
 def test_credentials_are_found_and_left_out(typed: str, shown: str) -> None:
