@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,12 @@ def test_fan_out_and_a_runner_exclude_each_other(dataset: Path) -> None:
         backfill.fn(str(dataset), "output", runner="dask", fan_out="classify/partition")
 
 
-@pytest.mark.parametrize(("runner", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "ray://127.0.0.1:1")])
-def test_address_without_a_cluster_is_named(runner: RunnerName, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "ray://127.0.0.1:1")])
+def test_address_without_a_cluster_is_named(name: RunnerName, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "_REACH_SECONDS", 0.2)
+    monkeypatch.setattr(runners, "_shared", ContextVar("shared_crew", default=None))  # not the tests' own cluster
     with (
-        pytest.raises(ConnectionError, match=rf"^The {runner.capitalize()} cluster can't be reached at {address}: "),
-        open_crew(runner, address, None, "auto"),
+        pytest.raises(ConnectionError, match=rf"^The {name.capitalize()} cluster can't be reached at {address}: "),
+        open_crew(name, address, None, "auto"),
     ):
         pytest.fail("nobody listens there")
