@@ -20,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
-from flows.classify import classify
+from flows.classify import classify, recorded_parameters
 from flows.credentials import Place, refuse_stored_credentials
 from flows.description import described
 from flows.examined import examine
@@ -116,13 +116,13 @@ def backfill(
     stored = Registry.open(registry).load(checkpoint)  # one version for all, whatever is promoted meanwhile
     version = stored.version if checkpoint == "champion" else checkpoint
     parameters = {"output": output, "registry": registry, "checkpoint": version, "mode": mode}
-    place = Location.parse(output)
-    recorded = Output.recorded_settings(place)
     if dry_run:
-        plan_one = partial(_plan, Output(place, OutputSettings.from_record(recorded)), stored, mode)
+        place = Location.parse(output)
+        settings = OutputSettings.from_record(Output.recorded_settings(place))
+        plan_one = partial(_plan, Output(place, settings), stored, mode)
         runs = [_run(plan_one, each) for each in ordered]
     else:
-        parameters |= {name: value for name, value in recorded.items() if name in classify.parameters.properties}
+        parameters |= recorded_parameters(output)
         if fan_out:
             # However many runs there are, they are asked after no more than twenty times a second.
             run_one = partial(_on_pool, fan_out, parameters, max(2.0, parallel / 20))

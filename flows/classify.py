@@ -186,6 +186,12 @@ def classify(
     return _final_state(manifest)
 
 
+def recorded_parameters(output: str) -> dict[str, Any]:
+    """What an output that exists was made with, as parameters of `classify`; nothing for a new one."""
+    recorded = Output.recorded_settings(Location.parse(output))
+    return {name: value for name, value in recorded.items() if name in classify.parameters.properties}
+
+
 def _plan(found: Source, settings: OutputSettings) -> ShardPlan:
     plan = plan_shards(found, settings.columns, settings.limits)
     if not plan.shards:

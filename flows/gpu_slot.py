@@ -15,21 +15,21 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from attnlstm.engines import Device
-
 _LOOK_SECONDS = 0.2
 
 
 @contextmanager
-def device_slot(device: Device, *, on_wait: Callable[[str], None], check: Callable[[], object]) -> Iterator[None]:
-    """`gpu_slot` of the GPU that this process computes on, if it does so with this device; nothing for a CPU."""
-    import torch
+def device_slot(device: str, *, on_wait: Callable[[str], None], check: Callable[[], object]) -> Iterator[None]:
+    """`gpu_slot` of the GPU that this process computes on, if the device is "cuda" or "auto" finds one."""
+    if device == "auto":
+        from attnlstm.engines.torch_engine import resolve_device
 
-    from attnlstm.engines.torch_engine import resolve_device
-
-    if resolve_device(device) == "cpu":
+        device = resolve_device("auto")
+    if device == "cpu":
         yield
         return
+    import torch
+
     # What tells it from all other GPUs, however many of them are visible.
     gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     with gpu_slot(gpu, on_wait=on_wait, check=check):

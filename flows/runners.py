@@ -77,10 +77,9 @@ def open_crew(
 
     workers: tasks at a time; None is as many as there are cores here, or places in the cluster at `address`.
     device: "cpu" leaves GPUs to others. shared: runs within the block use the same workers, which for threads would
-    change nothing. Raises ValueError as `check_runner`, ConnectionError if there is no cluster at the address or none
-    can be started.
+    change nothing. The runner and the address have passed `check_runner`. Raises ConnectionError if there is no cluster
+    at the address or none can be started.
     """
-    check_runner(runner, address)
     crew = _shared.get()
     if crew is not None:
         yield crew

@@ -84,18 +84,15 @@ def _deployments(
     from prefect.types.entrypoint import EntrypointType
 
     from flows.backfill import backfill
-    from flows.classify import classify
+    from flows.classify import classify, recorded_parameters
     from flows.credentials import refuse_credentials
     from flows.retrain import retrain
     from flows.scheduled import above_scheduled_start, fill
-    from storage.location import Location
-    from storage.output import Output
 
     places = {"source": source, "output": output, "registry": registry}
     refuse_credentials(places | {"labelled": labelled})
     fill(source, datetime.now(UTC))  # refused here, and not by every run
-    recorded = Output.recorded_settings(Location.parse(output))
-    settings = {name: value for name, value in recorded.items() if name in classify.parameters.properties}
+    scoring = places | recorded_parameters(output)
 
     def common(limit: int) -> dict[str, Any]:
         return {
@@ -111,12 +108,12 @@ def _deployments(
         classify.to_deployment(
             "classify",
             description="Score what is new or has changed.",
-            parameters=places | settings,
+            parameters=scoring,
             schedule=Cron(classify_cron, timezone=timezone, slug="hourly"),
             **common(1),
         ),
         classify.to_deployment(
-            "partition", description="Score one partition, for a backfill.", parameters=places | settings, **common(8)
+            "partition", description="Score one partition, for a backfill.", parameters=scoring, **common(8)
         ),
         backfill.to_deployment(
             "backfill",

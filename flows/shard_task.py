@@ -13,7 +13,7 @@ from prefect.states import Failed
 from flows.faults import is_transient
 from flows.gpu_slot import device_slot
 from flows.progress import current_progress
-from flows.scoring import ScoredShard, ScoringJob, ignore_rows, score_bundle
+from flows.scoring import ScoredShard, ScoringJob, ignore_rows, load_checkpoint, score_bundle
 from storage.manifest import FailureRecord
 from storage.pending import Pending
 
@@ -44,5 +44,5 @@ def score_shards(job: ScoringJob, pending: list[Pending]) -> Any:
 def _score(job: ScoringJob, pending: list[Pending]) -> list[ScoredShard | FailureRecord]:
     progress = current_progress.get()  # None in another process
     on_rows = progress.advance if progress else ignore_rows
-    with device_slot(job.device, on_wait=get_run_logger().info, check=lambda: on_rows(0)):
+    with device_slot(load_checkpoint(job).engine.device, on_wait=get_run_logger().info, check=lambda: on_rows(0)):
         return score_bundle(job, pending, on_rows=on_rows)

@@ -1,6 +1,7 @@
-"""What the tests share: an environment of their own, one Prefect server, one S3 server, the small real datasets.
+"""What the tests share: an environment of their own, one Prefect server, one S3 server, the small real datasets, and a
+registry whose network takes its time.
 
-Knows nothing about the packages under test, and imports neither torch nor Prefect until a test asks.
+Imports neither torch nor Prefect nor the packages under test until a test asks.
 """
 
 import atexit
@@ -93,6 +94,24 @@ def s3(s3_server: str) -> Callable[[str], str]:
     query = f"endpoint_override={s3_server}&scheme=http&region=us-east-1"
     pafs.FileSystem.from_uri(f"s3://{bucket}?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
     return lambda path: f"s3://{bucket}/{path}?{query}"
+
+
+@pytest.fixture(scope="session")
+def slow_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry whose champion has hidden states so wide that a few hundred rows take some seconds. Read only."""
+    import torch
+
+    from attnlstm.checkpoint import to_files
+    from attnlstm.config import ModelConfig
+    from attnlstm.network import AttentionLSTM
+    from storage.registry import Registry
+
+    torch.manual_seed(3)
+    network = AttentionLSTM(ModelConfig(hidden_size=64, classes=("x", "y", "z")))
+    folder = tmp_path_factory.mktemp("slow") / "registry"
+    registry = Registry.open(str(folder))
+    registry.promote(registry.publish(to_files(network), {"test": {}}, "").version, "for the test")
+    return folder
 
 
 @pytest.fixture(scope="session")

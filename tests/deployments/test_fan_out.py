@@ -14,39 +14,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from attnlstm.checkpoint import to_files
-from attnlstm.config import ModelConfig
-from attnlstm.network import AttentionLSTM
 from flows.backfill import backfill
-from storage.registry import Registry
 
 DATES = ("2026-11-01", "2026-11-02", "2026-11-03")
-FILES, ROWS, TOKENS = 5, 100, 200  # of each date: some seconds on one core, with hidden states this wide:
-HIDDEN = 64
+FILES, ROWS, TOKENS = 5, 100, 200  # of each date: some seconds on one core
 WAIT_S = 300
 
 Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source of three dates, and a registry with a network that takes its time."""
-    folder = tmp_path_factory.mktemp("fan-out")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three dates of a few small files."""
+    folder = tmp_path_factory.mktemp("source")
     random = np.random.default_rng(53)
     for date in DATES:
-        partition = folder / f"source/date={date}"
-        partition.mkdir(parents=True)
+        partition = folder / f"date={date}"
+        partition.mkdir()
         for index in range(FILES):
             rows = pa.array([random.bytes(TOKENS) for _ in range(ROWS)], pa.binary())
             pq.write_table(pa.table({"tokens": rows}), partition / f"part-{index}.parquet")
-    torch.manual_seed(59)
-    network = AttentionLSTM(ModelConfig(hidden_size=HIDDEN, classes=("x", "y", "z")))
-    registry = Registry.open(str(folder / "registry"))
-    registry.promote(registry.publish(to_files(network), {"test": {}}, "").version, "for the test")
     return folder
 
 
@@ -70,10 +60,10 @@ def start_worker(deployed: None, environment: dict[str, str]) -> Callable[[], An
 
 @pytest.mark.slow
 def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
-    start_worker: Callable[[], Any], environment: dict[str, str], folder: Path, tmp_path: Path
+    start_worker: Callable[[], Any], environment: dict[str, str], source: Path, slow_registry: Path, tmp_path: Path
 ) -> None:
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
-    places = {"source": str(folder / "source"), "registry": str(folder / "registry")}
+    places = {"source": str(source), "registry": str(slow_registry)}
     backfill(output=str(undisturbed), **places)
 
     words = [places["source"], str(output), "--registry", places["registry"], "--fan-out", "classify/partition"]

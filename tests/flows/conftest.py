@@ -218,3 +218,25 @@ def attnlstm(
     os.environ.update(environment)
     for logger, propagate, level in before:
         logger.propagate, logger.level = propagate, level
+
+
+@pytest.fixture(scope="session")
+def plain_manifest() -> RunManifest:
+    """The record of a run that scored nothing and has nothing to tell. Tests replace what they are about."""
+    return RunManifest(
+        run_id="3f2a",
+        run_name="brave-fox",
+        state="completed",
+        started="2026-11-22T07:00:00+00:00",
+        ended="2026-11-22T07:00:09+00:00",
+        source="/data",
+        output="/out",
+        mode="missing",
+        checkpoint="v1",
+        checkpoint_digest="d" * 32,
+        settings={"max_tokens": None},
+        engine="torch on cpu",
+        workers=2,
+        num_up_to_date=5,
+        seconds=2.0,
+    )

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +45,6 @@ def drifted(card: dict[str, Any]) -> dict[str, Any]:
     record = compare_shards(card, [make_shard(card, 90)])
     assert record is not None
     return record
-
-
-def manifest(record: dict[str, Any] | None) -> RunManifest:
-    return RunManifest(
-        run_id="3f2a",
-        run_name="brave-fox",
-        state="completed",
-        started="2026-11-22T07:00:00+00:00",
-        ended="2026-11-22T07:00:09+00:00",
-        source="/data",
-        output="/out",
-        mode="missing",
-        checkpoint=f"version-{uuid.uuid4()}",
-        checkpoint_digest="d" * 32,
-        settings={},
-        engine="torch on cpu",
-        workers=2,
-        num_up_to_date=0,
-        seconds=2.0,
-        drift=record,
-    )
 
 
 def test_shards_are_compared_as_one_and_failed_ones_left_out(card: dict[str, Any], drifted: dict[str, Any]) -> None:
@@ -126,10 +106,12 @@ def test_checkpoint_without_a_reference_has_nothing_to_compare(
 
 
 def test_prefect_shows_the_comparison_and_gets_an_event_of_drift_alone(
-    prefect_server: str, card: dict[str, Any], drifted: dict[str, Any]
+    prefect_server: str, card: dict[str, Any], drifted: dict[str, Any], plain_manifest: RunManifest
 ) -> None:
     calm = compare_shards(card, [make_shard(card, 70), make_shard(card, 80)])
-    runs = [manifest(record) for record in (calm, None, drifted)]
+    runs = [
+        replace(plain_manifest, checkpoint=f"version-{uuid.uuid4()}", drift=record) for record in (calm, None, drifted)
+    ]
 
     @flow
     def publish_all() -> None:

@@ -17,23 +17,11 @@ _PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")
-def manifest() -> RunManifest:
-    return RunManifest(
-        run_id="3f2a",
-        run_name="brave-fox",
-        state="completed",
-        started="2026-11-22T07:00:00+00:00",
-        ended="2026-11-22T07:00:09+00:00",
+def manifest(plain_manifest: RunManifest) -> RunManifest:
+    return replace(
+        plain_manifest,
         source="/data/date=2026-11-01",
         output=f"/out/{uuid.uuid4()}",
-        mode="missing",
-        checkpoint="v1",
-        checkpoint_digest="d" * 32,
-        settings={},
-        engine="torch on cpu",
-        workers=2,
-        num_up_to_date=5,
-        seconds=2.0,
         shards=(ShardRecord("a.parquet", "missing", 13, 4000, 2, {"no tokens": 7}, {"x": 6}, 1.5, "a.parquet"),),
         evaluation={"accuracy": 0.75},
         drift={"drifted": ["tokens"], "shifts": {}, "estimated_accuracy": 0.5},

@@ -19,24 +19,12 @@ from storage.manifest import FIRST_ERRORS, FailureRecord, RunManifest, ShardReco
 
 
 @pytest.fixture(scope="module")
-def manifest() -> RunManifest:
+def manifest(plain_manifest: RunManifest) -> RunManifest:
     """Of a run that scored two shards and failed at one file; the output's name has a space and a bracket."""
-    return RunManifest(
-        run_id="3f2a",
-        run_name="brave-fox",
+    return replace(
+        plain_manifest,
         state="failed",
-        started="2026-11-22T07:00:00+00:00",
-        ended="2026-11-22T07:00:09+00:00",
-        source="/data",
         output="/out put (1)",
-        mode="missing",
-        checkpoint="v1",
-        checkpoint_digest="d" * 32,
-        settings={"max_tokens": None},
-        engine="torch on cpu",
-        workers=2,
-        num_up_to_date=5,
-        seconds=2.0,
         shards=(
             ShardRecord(
                 "a.parquet", "missing", 1307, 3_000_000, 0, {"no tokens": 7}, {"x": 900, "y|z": 400}, 1.5,

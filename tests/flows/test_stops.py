@@ -22,26 +22,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from attnlstm.checkpoint import to_files
-from attnlstm.config import ModelConfig
-from attnlstm.network import AttentionLSTM
 from flows.classify import classify
-from storage.registry import Registry
 
 pytestmark = pytest.mark.slow
 outage = pytest.mark.skipif("ATTNLSTM_OUTAGE_SECONDS" not in os.environ, reason="takes long: make outages")
 
 OUTAGE_S = float(os.environ.get("ATTNLSTM_OUTAGE_SECONDS", "0"))
 WAIT_S = 180 + 3 * OUTAGE_S
-FILES, ROWS, TOKENS = 24, 100, 200  # some seconds on one core, with hidden states this wide:
-HIDDEN = 64
+FILES, ROWS, TOKENS = 24, 100, 200  # some seconds on one core
 COMMITTED = 3  # files of predictions, before a run is disturbed
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "classify"]
@@ -90,26 +84,21 @@ def api(server: Server) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source of many small files, and a registry with a network that takes its time."""
-    folder = tmp_path_factory.mktemp("stops")
-    (folder / "source").mkdir()
+def inputs(tmp_path_factory: pytest.TempPathFactory, slow_registry: Path) -> dict[str, str]:
+    """Parameters of classify but for the output: a source of many small files, and the registry."""
+    source = tmp_path_factory.mktemp("source")
     random = np.random.default_rng(5)
     for index in range(FILES):
         rows = pa.array([random.bytes(TOKENS) for _ in range(ROWS)], pa.binary())
-        pq.write_table(pa.table({"tokens": rows}), folder / f"source/part-{index:02}.parquet")
-    torch.manual_seed(3)
-    network = AttentionLSTM(ModelConfig(hidden_size=HIDDEN, classes=("x", "y", "z")))
-    registry = Registry.open(str(folder / "registry"))
-    registry.promote(registry.publish(to_files(network), {"test": {}}, "").version, "for the test")
-    return folder
+        pq.write_table(pa.table({"tokens": rows}), source / f"part-{index:02}.parquet")
+    return {"source": str(source), "registry": str(slow_registry)}
 
 
 class Run:
     """A run of classify in another process, which has committed some of its files and has others to do."""
 
-    def __init__(self, server: Server, folder: Path, output: Path, command: list[str]) -> None:
-        self.folder, self.output, self._server = folder, output, server
+    def __init__(self, server: Server, inputs: dict[str, str], output: Path, command: list[str]) -> None:
+        self.inputs, self.output, self._server = inputs, output, server
         self.process = subprocess.Popen(command, env=server.environment, stderr=subprocess.PIPE, text=True)
         _wait(lambda: self.process.poll() is not None or len(_files(output)) >= 2 * COMMITTED)
         assert self.process.poll() is None, "the run ended before it could be disturbed"
@@ -121,43 +110,44 @@ class Run:
     def finish(self) -> Files:
         """The same run again, in this process; gives what is there then."""
         with temporary_settings({PREFECT_API_URL: self._server.api_url}):
-            state = classify(**_places(self.folder, self.output), workers=1, return_state=True)
+            state = classify(**_places(self.inputs, self.output), workers=1, return_state=True)
         assert state.is_completed(), state.message
         return _files(self.output)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: Server, folder: Path) -> Files:
+def undisturbed(server: Server, inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Files:
+    output = tmp_path_factory.mktemp("undisturbed")
     with temporary_settings({PREFECT_API_URL: server.api_url}):
-        classify(**_places(folder, folder / "undisturbed"), workers=1)
-    files = _files(folder / "undisturbed")
+        classify(**_places(inputs, output), workers=1)
+    files = _files(output)
     assert len(files) == 2 * FILES
     return files
 
 
 @pytest.fixture
-def started(server: Server, folder: Path, undisturbed: Files, tmp_path: Path) -> Iterator[Run]:
+def started(server: Server, inputs: dict[str, str], undisturbed: Files, tmp_path: Path) -> Iterator[Run]:
     """`attnlstm classify` at work."""
-    places = _places(folder, tmp_path / "output")
+    places = _places(inputs, tmp_path / "output")
     words = [places["source"], places["output"], "--registry", places["registry"], "--workers", "1"]
-    run = Run(server, folder, tmp_path / "output", [*COMMAND, *words])
+    run = Run(server, inputs, tmp_path / "output", [*COMMAND, *words])
     yield run
     run.process.kill()
 
 
 @pytest.fixture
 def executed(
-    server: Server, api: SyncPrefectClient, folder: Path, undisturbed: Files, tmp_path: Path
+    server: Server, api: SyncPrefectClient, inputs: dict[str, str], undisturbed: Files, tmp_path: Path
 ) -> Iterator[tuple[Run, UUID]]:
     """A run of a deployment at work, watched by another process as a worker watches it."""
     deployment = classify.to_deployment("stops", entrypoint_type=EntrypointType.MODULE_PATH)
     with temporary_settings({PREFECT_API_URL: server.api_url}):
         deployment.apply()
-    parameters = _places(folder, tmp_path / "output") | {"workers": 1}
+    parameters = _places(inputs, tmp_path / "output") | {"workers": 1}
     found = api.read_deployment_by_name("classify/stops")
     created = api.create_flow_run_from_deployment(found.id, parameters=parameters, state=Scheduled())
     command = [sys.executable, "-m", "prefect", "flow-run", "execute", str(created.id)]
-    run = Run(server, folder, tmp_path / "output", command)
+    run = Run(server, inputs, tmp_path / "output", command)
     yield run, created.id
     run.process.kill()
 
@@ -229,8 +219,8 @@ def test_a_run_goes_on_while_the_servers_database_is_locked(
     assert _files(started.output) == undisturbed
 
 
-def _places(folder: Path, output: Path) -> dict[str, Any]:
-    return {"source": str(folder / "source"), "output": str(output), "registry": str(folder / "registry")}
+def _places(inputs: dict[str, str], output: Path) -> dict[str, Any]:
+    return {**inputs, "output": str(output)}
 
 
 def _files(output: Path) -> Files:
