@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from attnlstm.calibration import log_loss
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine
-from attnlstm.metrics import accuracy_and_macro_f1, confusion_of
-from attnlstm.presets import preset
-from attnlstm.schedule import usual_epochs
-from attnlstm.snapshot import FORMAT
+from attnlstm.evaluation.calibration import log_loss
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
 from attnlstm.threads import num_cores
-from attnlstm.training import EpochReport, Labelled, TrainingSettings, train
-from attnlstm.training_rows import crop
+from attnlstm.training.loop import EpochReport, Labelled, TrainingSettings, train
+from attnlstm.training.presets import preset
+from attnlstm.training.rows import crop
+from attnlstm.training.schedule import usual_epochs
+from attnlstm.training.snapshots import FORMAT
 from attnlstm.variants import VARIANTS, Variant, make_variant
 
 SIZES = preset("reference")

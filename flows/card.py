@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flows.held_out import score_held_out
+from attnlstm.evaluation.held_out import score_held_out
 from flows.labelled_source import LabelledSource, num_rows_of_sides
 from storage.labelled_rows import LabelledRows
 from storage.split import TEST
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM
-    from attnlstm.training import TrainingResult, TrainingSettings
+    from attnlstm.training.loop import TrainingResult, TrainingSettings
 
 _VERSIONS = ("attnlstm", "torch", "numpy", "pyarrow", "safetensors")
 
@@ -34,7 +34,7 @@ def make_card(
     settings: "TrainingSettings",
 ) -> dict[str, Any]:
     """The card of a trained and calibrated network, save for its version."""
-    from attnlstm.metrics import evaluate
+    from attnlstm.evaluation.metrics import evaluate
 
     classes = network.config.classes
     values, offsets, labels = rows.side(TEST)
@@ -64,9 +64,9 @@ def _looks(
     network: "AttentionLSTM", rows: LabelledRows, probabilities: npt.NDArray[np.float32], seed: int
 ) -> dict[str, Any]:
     """What the test rows look like, to tell drift by; and how far the attention weights can be trusted."""
-    from attnlstm.drift import reference
     from attnlstm.engines import open_engine
-    from attnlstm.faithfulness import measure
+    from attnlstm.evaluation.drift import reference
+    from attnlstm.evaluation.faithfulness import measure
 
     values, offsets, _ = rows.side(TEST)
     return {
@@ -111,7 +111,7 @@ def _describe(labelled: LabelledSource, rows: LabelledRows) -> dict[str, Any]:
 
 def make_readme(card: dict[str, Any], classes: tuple[str, ...]) -> str:
     """A page about the checkpoint for people."""
-    from attnlstm.faithfulness import sentence
+    from attnlstm.evaluation.faithfulness import sentence
 
     test, data = card["test"], card["data"]
     sources = ", ".join(f"`{each}`" for each in (data["source"], *data["also"]))

@@ -13,7 +13,7 @@ from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
-from attnlstm.comparison import Metric
+from attnlstm.evaluation.comparison import Metric
 from flows.figures import compare_cards, print_comparison, print_figures
 from flows.printing import byte_size, counted, out, print_facts, print_json
 from flows.session import DONE

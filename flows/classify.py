@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from attnlstm.engines import Device, EngineName, Precision
-from attnlstm.metrics import accuracy_and_macro_f1
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1
 from flows.credentials import Place, refuse_stored_credentials
 from flows.description import described
 from flows.drift import compare_shards, publish_drift

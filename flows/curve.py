@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnlstm.training import EpochReport
+    from attnlstm.training.loop import EpochReport
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _WIDEST = 30

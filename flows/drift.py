@@ -1,7 +1,7 @@
 """Drift as a run tells of it: a table of how far the input is from what the checkpoint was measured on, an event past
 the limit, and words for both.
 
-Where the card of a checkpoint, the counts of shards and Prefect meet. What is compared, and how, is `attnlstm.drift`'s.
+Where the card of a checkpoint, the counts of shards and Prefect meet. What is compared, and how, is `attnlstm.evaluation.drift`'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.artifacts import create_table_artifact
 
-from attnlstm import drift
+from attnlstm.evaluation import drift
 from flows.events import emit_drift
 from storage.manifest import RunManifest
 
@@ -52,7 +52,7 @@ def describe_estimate(record: Mapping[str, Any]) -> str:
 
 
 def publish_drift(manifest: RunManifest) -> None:
-    """Show the comparison on the page of the flow run and, past a limit, emit `attnlstm.drift.detected`."""
+    """Show the comparison on the page of the flow run and, past a limit, emit `attnlstm.evaluation.drift.detected`."""
     record = manifest.drift
     if record is None:
         return

@@ -4,7 +4,7 @@
   a shard could not be scored. A run that ends by an exception leaves none; Prefect's own `prefect.flow-run.Failed` and
   `prefect.flow-run.Crashed` tell of it.
 - `attnlstm.checkpoint.promoted`, `attnlstm.checkpoint.rejected`: what a retrain run decided.
-- `attnlstm.drift.detected`: a classify run read other data than its checkpoint was measured on.
+- `attnlstm.evaluation.drift.detected`: a classify run read other data than its checkpoint was measured on.
 
 Prefect adds the flow run, its flow, deployment and tags as related resources. Triggers can match names and labels of
 resources, not payloads: so what somebody may want to wait for is one of these. No payload holds anything of a row.
@@ -55,7 +55,7 @@ def emit_drift(manifest: RunManifest) -> None:
     """Of a manifest with a comparison. The resource is the checkpoint; the payload has the comparison."""
     assert manifest.drift is not None, "without a comparison there is nothing to tell"
     emit_event(
-        event="attnlstm.drift.detected",
+        event="attnlstm.evaluation.drift.detected",
         resource=_checkpoint(manifest.checkpoint),
         payload={
             "source": manifest.source,

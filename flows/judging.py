@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from attnlstm.comparison import Difference, Flips, Metric
-from flows.held_out import score_held_out
+from attnlstm.evaluation.comparison import Difference, Flips, Metric
+from attnlstm.evaluation.held_out import score_held_out
 from flows.labelled_source import LabelledSource
 from flows.smoke import smoke_run
 from flows.training import VanishedClasses, classes_of
@@ -141,8 +141,8 @@ def compare_checkpoints(
 
     b: the new one.
     """
-    from attnlstm.comparison import difference, flips, lost_classes
-    from attnlstm.metrics import evaluate
+    from attnlstm.evaluation.comparison import difference, flips, lost_classes
+    from attnlstm.evaluation.metrics import evaluate
 
     # Classes that no row has come last: a prediction of one is wrong, and must not be taken for the second best.
     known = [*(classes_of(a) if a else ()), *classes_of(b)]

@@ -11,10 +11,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-from attnlstm.comparison import Metric
 from attnlstm.config import Attention
-from attnlstm.presets import DEFAULT, PresetName
-from attnlstm.training_settings import ClassWeights
+from attnlstm.evaluation.comparison import Metric
+from attnlstm.training.presets import DEFAULT, PresetName
+from attnlstm.training.settings import ClassWeights
 from flows.credentials import Place, refuse_stored_credentials
 from flows.description import described
 from flows.events import emit_judged

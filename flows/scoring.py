@@ -29,8 +29,8 @@ from storage.tokens import TokenRows, TokenRules, decode_tokens
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
-    from attnlstm.drift import Observed
     from attnlstm.engines import Device, Engine, EngineName, Precision, Scores
+    from attnlstm.evaluation.drift import Observed
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _Tally:
     """Counts over a shard's rows."""
 
     def __init__(self, classes: tuple[str, ...], drift_reference: dict[str, Any] | None) -> None:
-        from attnlstm.drift import Observed
+        from attnlstm.evaluation.drift import Observed
 
         self._classes = classes
         self._observed = Observed(drift_reference) if drift_reference else None

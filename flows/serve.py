@@ -129,7 +129,9 @@ def _deployments(
                 description="Train a new checkpoint, and promote it if it is shown to be no worse.",
                 parameters={"source": labelled, "registry": registry},
                 schedule=Cron(retrain_cron, timezone=timezone, slug="weekly"),
-                triggers=[DeploymentEventTrigger(name="retrain-on-drift", expect={"attnlstm.drift.detected"})],
+                triggers=[
+                    DeploymentEventTrigger(name="retrain-on-drift", expect={"attnlstm.evaluation.drift.detected"})
+                ],
                 **common(1),
             )
         )

@@ -106,7 +106,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 def _read(source: LabelledSource, num_rows: int | None) -> "StudyRows":
     from attnlstm.study import StudyRows
-    from attnlstm.training import Labelled
+    from attnlstm.training.loop import Labelled
 
     found = source.read()
     rows = StudyRows(found.classes, *(Labelled(*found.side(side)) for side in (TRAIN, VALIDATION, TEST)))

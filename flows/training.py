@@ -23,8 +23,8 @@ from storage.split import TRAIN, VALIDATION
 if TYPE_CHECKING:
     from attnlstm.config import Attention, ModelConfig
     from attnlstm.network import AttentionLSTM
-    from attnlstm.presets import PresetName
-    from attnlstm.training import EpochReport, TrainingResult, TrainingSettings
+    from attnlstm.training.loop import EpochReport, TrainingResult, TrainingSettings
+    from attnlstm.training.presets import PresetName
 
 VanishedClasses = Literal["refuse", "drop"]
 
@@ -63,7 +63,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     Raises SourceError if a class of the champion has vanished and that is to be refused.
     """
     from attnlstm.checkpoint import to_files
-    from attnlstm.presets import preset
+    from attnlstm.training.presets import preset
 
     rows = request.labelled.read()
     chosen = preset(request.preset)
@@ -113,7 +113,7 @@ def _start(
 ) -> "tuple[AttentionLSTM | None, str]":
     """The network to go on from, or None for a fresh one; and which, in words."""
     from attnlstm.checkpoint import from_files
-    from attnlstm.warm_start import warm_started
+    from attnlstm.training.warm_start import warm_started
 
     if not request.warm_start:
         return None, "scratch"
@@ -135,7 +135,7 @@ def _digest(rows: LabelledRows, config: "ModelConfig", settings: "TrainingSettin
 
     start: the digest of the checkpoint that training goes on from, "" for none.
     """
-    from attnlstm.snapshot import FORMAT
+    from attnlstm.training.snapshots import FORMAT
 
     chosen = asdict(replace(settings, threads=None, max_seconds=None))
     versions = [importlib.metadata.version(name) for name in ("attnlstm", "torch")]
@@ -168,7 +168,7 @@ def _train(
     snapshots: "_Snapshots",
     listener: Listener,
 ) -> "TrainingResult":
-    from attnlstm.training import Labelled, train
+    from attnlstm.training.loop import Labelled, train
 
     remove_stale_snapshots(snapshots.registry)
 

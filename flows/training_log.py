@@ -10,7 +10,7 @@ from flows.curve import curve_table, sparkline
 from flows.progress import current_progress
 
 if TYPE_CHECKING:
-    from attnlstm.training import EpochReport
+    from attnlstm.training.loop import EpochReport
 
 # Prefect keeps every version of an artifact, and nobody looks more often.
 _CURVE_SECONDS = 15.0

@@ -9,7 +9,7 @@ import torch
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from attnlstm.training_rows import Labelled
+from attnlstm.training.rows import Labelled
 
 Ragged = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 

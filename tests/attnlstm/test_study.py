@@ -9,9 +9,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from attnlstm.schedule import usual_epochs
 from attnlstm.study import Outcome, StudyRows, budget, train_variant, training_digest
-from attnlstm.training import Labelled
+from attnlstm.training.loop import Labelled
+from attnlstm.training.schedule import usual_epochs
 from attnlstm.variants import Variant
 
 CLASSES = ("x", "y", "z")

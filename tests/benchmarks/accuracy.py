@@ -19,9 +19,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from attnlstm.engines import open_engine
-from attnlstm.metrics import evaluate
-from attnlstm.presets import DEFAULT, PRESETS, preset
-from attnlstm.training import Labelled, TrainingResult, train
+from attnlstm.evaluation.metrics import evaluate
+from attnlstm.training.loop import Labelled, TrainingResult, train
+from attnlstm.training.presets import DEFAULT, PRESETS, preset
 from storage.labelled import read_labelled
 from storage.labelled_rows import SIDES, LabelledRows
 from storage.split import TRAIN, VALIDATION

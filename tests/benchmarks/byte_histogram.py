@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from attnlstm.checkpoint import from_files
 from attnlstm.engines import open_engine
-from attnlstm.metrics import evaluate
+from attnlstm.evaluation.metrics import evaluate
 from storage.labelled import LabelledRows, read_labelled
 from storage.registry import CHAMPION, Registry
 from storage.split import TEST, TRAIN, VALIDATION

@@ -1,4 +1,4 @@
-"""Tokens a second in training: `attnlstm.training` against a plain loop with PackedSequence, in turns.
+"""Tokens a second in training: `attnlstm.training.loop` against a plain loop with PackedSequence, in turns.
 
 Both see the same rows, whole, 64 a step, with AdamW. One pass each; what is learned does not matter here.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from attnlstm.training import Labelled, TrainingSettings, train
+from attnlstm.training.loop import Labelled, TrainingSettings, train
 from end_to_end import Plan
 from findings import Findings
 from peers.packed_torch import packed_forward
@@ -32,7 +32,7 @@ def compare_training(plan: Plan, num_rows: int = 2000) -> Findings:
         labels = np.random.default_rng(3).integers(0, len(CLASSES), num_rows)
         labelled = Labelled(values, offsets, labels)
         ways = {
-            "attnlstm.training": lambda data=labelled: _ours(data, plan.threads),
+            "attnlstm.training.loop": lambda data=labelled: _ours(data, plan.threads),
             f"PackedSequence, {plan.threads} threads": lambda data=labelled: _plain_loop(data, plan.threads),
             "PackedSequence, 1 thread": lambda data=labelled: _plain_loop(data, 1),
         }
@@ -43,7 +43,7 @@ def compare_training(plan: Plan, num_rows: int = 2000) -> Findings:
             for name, way in ways.items():
                 speeds[name].append(way() / 1e6)
         for name, speed in speeds.items():
-            times = ratio(speeds["attnlstm.training"], speed)
+            times = ratio(speeds["attnlstm.training.loop"], speed)
             rows.append([f"{kind}, {name}", describe(spread(speed)), describe(times)])
             figures[f"{kind}: {name}"] = {"million_tokens_per_second": spread(speed), "times_slower_than_ours": times}
     header = ["training", "Mtokens/s", "times slower than ours"]

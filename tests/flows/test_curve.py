@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnlstm.training import EpochReport
+from attnlstm.training.loop import EpochReport
 from flows.curve import curve_table, sparkline
 
 

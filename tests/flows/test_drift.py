@@ -16,7 +16,7 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
-from attnlstm import drift
+from attnlstm.evaluation import drift
 from flows.drift import compare_shards, describe_drift, describe_estimate, publish_drift
 from storage.manifest import RunManifest
 
@@ -138,7 +138,7 @@ def test_prefect_shows_the_comparison_and_gets_an_event_of_drift_alone(
 def _events_about(checkpoints: list[str]) -> list[Any]:
     """What the server knows, once it knows anything."""
     wanted = EventFilter(
-        event=EventNameFilter(name=["attnlstm.drift.detected"]),
+        event=EventNameFilter(name=["attnlstm.evaluation.drift.detected"]),
         resource=EventResourceFilter(id=[f"attnlstm.checkpoint.{checkpoint}" for checkpoint in checkpoints]),
     )
     deadline = time.monotonic() + _PATIENCE_S

@@ -59,7 +59,7 @@ def test_all_kinds_arrive_related_to_the_flow_run(emitted: dict[str, Any]) -> No
     assert sorted(emitted) == [
         "attnlstm.checkpoint.promoted",
         "attnlstm.checkpoint.rejected",
-        "attnlstm.drift.detected",
+        "attnlstm.evaluation.drift.detected",
         "attnlstm.run.completed",
         "attnlstm.run.failed",
     ]
@@ -113,8 +113,8 @@ def test_checkpoints_and_drift_are_about_the_checkpoint(emitted: dict[str, Any])
 
     assert about["attnlstm.checkpoint.promoted"] == "attnlstm.checkpoint.v2"
     assert about["attnlstm.checkpoint.rejected"] == "attnlstm.checkpoint.v3"
-    assert about["attnlstm.drift.detected"] == "attnlstm.checkpoint.v1"
-    assert emitted["attnlstm.drift.detected"].payload["drifted"] == ["tokens"]
+    assert about["attnlstm.evaluation.drift.detected"] == "attnlstm.checkpoint.v1"
+    assert emitted["attnlstm.evaluation.drift.detected"].payload["drifted"] == ["tokens"]
     assert emitted["attnlstm.checkpoint.promoted"].payload == {
         "version": "v2",
         "alias": "champion",

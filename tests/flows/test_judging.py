@@ -17,8 +17,8 @@ import torch
 import flows.judging
 from attnlstm.checkpoint import from_files, to_files
 from attnlstm.config import ModelConfig
+from attnlstm.evaluation.held_out import score_held_out
 from attnlstm.network import AttentionLSTM
-from flows.held_out import score_held_out
 from flows.judging import PromotionRules, judge_checkpoint
 from flows.labelled_source import LabelledSource
 from flows.training import Listener, TrainingRequest, train_checkpoint

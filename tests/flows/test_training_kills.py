@@ -35,7 +35,7 @@ def retrain(source: str, registry: str, seed: int) -> None:
 def context() -> multiprocessing.context.ForkServerContext:
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(
-        ["flows.judging", "attnlstm.training", "attnlstm.presets", "attnlstm.engines.fused_cpu"]
+        ["flows.judging", "attnlstm.training.loop", "attnlstm.training.presets", "attnlstm.engines.fused_cpu"]
     )
     return forkserver
 

@@ -17,16 +17,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from attnlstm.calibration import fit_temperature
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
+from attnlstm.evaluation.calibration import fit_temperature
 from attnlstm.heap import keep_freed_memory
 from attnlstm.network import AttentionLSTM
-from attnlstm.schedule import Schedule, StoppedBy, weight_decay
-from attnlstm.snapshot import Best, EpochSums, Snapshot, restore, to_bytes
 from attnlstm.threads import num_cores, worker_threads
-from attnlstm.training_report import EpochReport, TrainingResult
-from attnlstm.training_rows import (
+from attnlstm.training.report import EpochReport, TrainingResult
+from attnlstm.training.rows import (
     Labelled,
     balancing_weights,
     check_labelled,
@@ -34,9 +32,11 @@ from attnlstm.training_rows import (
     hide_tokens,
     shuffled_batches,
 )
-from attnlstm.training_settings import ClassWeights, TrainingSettings
-from attnlstm.training_step import Stepper
-from attnlstm.validation import calibration_weights, count_repeats, validate
+from attnlstm.training.schedule import Schedule, StoppedBy, weight_decay
+from attnlstm.training.settings import ClassWeights, TrainingSettings
+from attnlstm.training.snapshots import Best, EpochSums, Snapshot, restore, to_bytes
+from attnlstm.training.step import Stepper
+from attnlstm.training.validation import calibration_weights, count_repeats, validate
 
 __all__ = ["ClassWeights", "EpochReport", "Labelled", "StoppedBy", "TrainingResult", "TrainingSettings", "train"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.network import AttentionLSTM
-from attnlstm.schedule import StoppedBy
+from attnlstm.training.schedule import StoppedBy
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from attnlstm import drift
+from attnlstm.evaluation import drift
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 NUM_CLASSES = 3

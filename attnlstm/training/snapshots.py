@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from attnlstm.schedule import Pace
-from attnlstm.training_report import EpochReport
+from attnlstm.training.report import EpochReport
+from attnlstm.training.schedule import Pace
 
 FORMAT = 2
 """Goes up whenever the same settings would train on differently, so that no older snapshot is gone on from."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from attnlstm.schedule import (
+from attnlstm.training.schedule import (
     FEWEST_STEPS,
     HIGHEST_DECAY,
     MANY_EPOCHS,
@@ -15,7 +15,7 @@ from attnlstm.schedule import (
     usual_epochs,
     weight_decay,
 )
-from attnlstm.training_settings import TrainingSettings
+from attnlstm.training.settings import TrainingSettings
 
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_nothing() -> None:

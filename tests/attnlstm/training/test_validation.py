@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from attnlstm.validation import calibration_weights, count_repeats, validate
+from attnlstm.training.validation import calibration_weights, count_repeats, validate
 
 
 def example() -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from attnlstm import faithfulness
 from attnlstm.engines import Scores
 from attnlstm.engines.torch_engine import TorchEngine
+from attnlstm.evaluation import faithfulness
 from attnlstm.network import AttentionLSTM
 
 TELLING = 9

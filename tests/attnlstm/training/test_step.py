@@ -12,8 +12,8 @@ from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from attnlstm.threads import worker_threads
-from attnlstm.training_rows import Labelled, balancing_weights, crop
-from attnlstm.training_step import Stepper, _rows_per_slice
+from attnlstm.training.rows import Labelled, balancing_weights, crop
+from attnlstm.training.step import Stepper, _rows_per_slice
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=("x", "y", "z"))
 

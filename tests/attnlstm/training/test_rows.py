@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnlstm.training_rows import Labelled, balancing_weights, crop, hide_tokens, shuffled_batches
+from attnlstm.training.rows import Labelled, balancing_weights, crop, hide_tokens, shuffled_batches
 
 
 def test_every_row_is_in_one_batch_of_like_lengths() -> None:

@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from attnlstm.calibration import fit_temperature, log_loss, log_losses
-from attnlstm.metrics import accuracy_and_macro_f1, confusion_of
+from attnlstm.evaluation.calibration import fit_temperature, log_loss, log_losses
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
 
 REPEATS_CORRELATION = 0.1
 """So two equal rows count almost like two, and no number of them like more than ten."""

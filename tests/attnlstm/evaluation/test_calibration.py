@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from attnlstm.calibration import fit_temperature
+from attnlstm.evaluation.calibration import fit_temperature
 
 
 def overconfident(temperature: float, num_rows: int = 20_011) -> tuple[np.ndarray, np.ndarray]:

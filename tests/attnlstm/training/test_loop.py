@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnlstm import training
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.network import AttentionLSTM
-from attnlstm.training import EpochReport, Labelled, TrainingSettings, train
-from attnlstm.training_rows import crop
-from attnlstm.training_step import Stepper
+from attnlstm.training.loop import EpochReport, Labelled, TrainingSettings, train
+from attnlstm.training.loop import loop as training
+from attnlstm.training.rows import crop
+from attnlstm.training.step import Stepper
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
 QUICK = TrainingSettings(epochs=2, batch_rows=37, threads=2)

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from attnlstm.comparison import Metric, _stretch, binomial_tail, difference, flips, lost_classes
-from attnlstm.metrics import evaluate
+from attnlstm.evaluation.comparison import Metric, _stretch, binomial_tail, difference, flips, lost_classes
+from attnlstm.evaluation.metrics import evaluate
 
 METRICS = get_args(Metric)
 NUM_CLASSES = 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from attnlstm.metrics import auroc, evaluate
+from attnlstm.evaluation.metrics import auroc, evaluate
 
 CLASSES = ("a", "b", "c", "d", "e")
 

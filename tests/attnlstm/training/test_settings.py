@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnlstm.training_settings import TrainingSettings
+from attnlstm.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(

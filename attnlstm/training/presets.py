@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from attnlstm.config import Attention, ModelConfig
-from attnlstm.training_settings import TrainingSettings
+from attnlstm.training.settings import TrainingSettings
 
 PresetName = Literal["reference", "small", "base"]
 

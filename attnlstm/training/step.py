@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attnlstm.batching import pad, plan_batches
 from attnlstm.network import AttentionLSTM
-from attnlstm.training_rows import Labelled
-from attnlstm.training_settings import Precision
+from attnlstm.training.rows import Labelled
+from attnlstm.training.settings import Precision
 
 SLICES_PER_BATCH, ROWS_PER_SLICE, MOST_ROWS_PER_SLICE = 2, 32, 64
 """How a batch is shared out on a CPU: into this many slices or more, of at least and at most so many rows. More rows

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from attnlstm.training_settings import TrainingSettings
+from attnlstm.training.settings import TrainingSettings
 
 USUAL_EPOCHS, MANY_EPOCHS = 12, 60
 FEWEST_STEPS, MANY_STEPS = 2500, 6000
