@@ -23,18 +23,18 @@ from pydantic import Field
 from flows.classify import classify, recorded_parameters
 from flows.credentials import Place, refuse_stored_credentials
 from flows.description import described
-from flows.examined import examine
 from flows.planning import judge
 from flows.progress import RunProgress, RunStoppedError, current_progress, showing
 from flows.runners import RunnerName, check_runner, open_crew
 from flows.scheduled import at_scheduled_start
 from storage.errors import SourceError, StorageError
-from storage.location import Location, without_credentials
-from storage.manifest import read_manifest
-from storage.output import Output, OutputSettings
-from storage.partitions import Partition, PartitionRange
-from storage.pending import Mode
-from storage.registry import Registry, StoredCheckpoint
+from storage.input.partitions import Partition, PartitionRange
+from storage.locations import Location, without_credentials
+from storage.output.examined import examine
+from storage.output.layout import Output, OutputSettings
+from storage.output.manifests import read_manifest
+from storage.output.pending import Mode
+from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 _NO_INPUT, _NOT_STARTED, _PLANNED = "No input", "Not started", "Planned"
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.evaluation.held_out import score_held_out
-from flows.labelled_source import LabelledSource, num_rows_of_sides
-from storage.labelled_rows import LabelledRows
-from storage.split import TEST
+from storage.labelled.rows import LabelledRows
+from storage.labelled.source import LabelledSource, num_rows_of_sides
+from storage.labelled.split import TEST
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM

@@ -18,9 +18,9 @@ from flows.figures import compare_cards, print_comparison, print_figures
 from flows.printing import byte_size, counted, out, print_facts, print_json
 from flows.session import DONE
 from storage.errors import RegistryError
-from storage.registry import CHAMPION, Registry
-from storage.retention import Doomed, find_prunable
-from storage.retention import prune as remove_old
+from storage.registry.checkpoints import CHAMPION, Registry
+from storage.registry.retention import Doomed, find_prunable
+from storage.registry.retention import prune as remove_old
 
 AsJson = Annotated[bool, Parameter(name="--json")]
 
@@ -127,7 +127,7 @@ def compare(
         record = compare_cards(opened.card(_version(opened, a)), opened.card(_version(opened, b)))
     else:
         from flows.judging import compare_checkpoints
-        from flows.labelled_source import LabelledSource
+        from storage.labelled.source import LabelledSource
 
         rows = LabelledSource(source, tokens_column, label_column, group_column).read()
         old, new = opened.load(a), opened.load(b)

@@ -28,17 +28,17 @@ from flows.runners import Crew, RunnerName, check_runner, open_crew
 from flows.scheduled import at_scheduled_start
 from flows.scoring import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint
 from flows.shard_task import score_shards
-from storage.columns import Columns
 from storage.errors import SourceError
-from storage.location import Location, without_credentials
-from storage.lock import only_run
-from storage.manifest import FailureRecord, RunManifest, write_manifest
-from storage.orphans import clear_superseded
-from storage.output import AttentionSaving, Output, OutputSettings
-from storage.pending import Mode, Pending, find_pending
-from storage.registry import Registry
-from storage.shards import ShardLimits, ShardPlan, plan_shards
-from storage.source import Source, find_source
+from storage.input.columns import Columns
+from storage.input.shards import ShardLimits, ShardPlan, plan_shards
+from storage.input.sources import Source, find_source
+from storage.locations import Location, without_credentials
+from storage.locks import only_run
+from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.manifests import FailureRecord, RunManifest, write_manifest
+from storage.output.orphans import clear_superseded
+from storage.output.pending import Mode, Pending, find_pending
+from storage.registry.checkpoints import Registry
 
 # Small shards share a task run until it has this much to do: about a second of work on one core. With many of
 # them the share grows, since a server takes in only some tens of task runs a second.

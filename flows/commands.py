@@ -22,9 +22,9 @@ import flows.retrain
 from flows.credentials import refuse_credentials
 from flows.report import print_summary
 from flows.session import DONE, FAILED, start_prefect
-from storage.location import Location
-from storage.manifest import read_manifest
-from storage.registry import Registry
+from storage.locations import Location
+from storage.output.manifests import read_manifest
+from storage.registry.checkpoints import Registry
 from storage.sample import write_sample
 
 _out = Console(soft_wrap=True, highlight=False)

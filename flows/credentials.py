@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import WithJsonSchema
 
 from storage.errors import StorageError
-from storage.location import CREDENTIALS_PATTERN, holds_credentials, without_credentials
+from storage.locations import CREDENTIALS_PATTERN, holds_credentials, without_credentials
 
 # A server that enforces the schema of a deployment's parameters refuses a URI with credentials before a run exists.
 # For the schema alone: pydantic would show the value in its message. The pattern is all that the server has to say of a

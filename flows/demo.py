@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from flows import commands
 from flows.session import DONE
-from storage.registry import Registry
+from storage.registry.checkpoints import Registry
 
 _out = Console(soft_wrap=True, highlight=False)
 

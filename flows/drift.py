@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from attnlstm.evaluation import drift
 from flows.events import emit_drift
-from storage.manifest import RunManifest
+from storage.output.manifests import RunManifest
 
 _NAMES = {
     "tokens": "which tokens there are",

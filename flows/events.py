@@ -12,8 +12,8 @@ resources, not payloads: so what somebody may want to wait for is one of these. 
 
 from prefect.events import emit_event
 
-from storage.manifest import RunManifest
-from storage.registry import CHAMPION
+from storage.output.manifests import RunManifest
+from storage.registry.checkpoints import CHAMPION
 
 
 def emit_run_ended(manifest: RunManifest) -> None:

@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from flows.examined import examine, existing_output
 from flows.planning import judge, show_plan
 from flows.printing import MOST_LISTED, byte_size, counted, out, print_json, print_rest
 from flows.rescoring import Checkpoints, Rescored, read_stamps, score_again
 from flows.session import DONE, FAILED
-from storage.findings import Problem
-from storage.location import Location
-from storage.lock import only_run
-from storage.orphans import Orphan, find_leftovers, find_orphans, remove
-from storage.output import Output, OutputSettings
-from storage.pending import Mode
-from storage.registry import Registry
-from storage.verification import VerificationReport, verify_output
+from storage.locations import Location
+from storage.locks import only_run
+from storage.output.examined import examine, existing_output
+from storage.output.findings import Problem
+from storage.output.layout import Output, OutputSettings
+from storage.output.orphans import Orphan, find_leftovers, find_orphans, remove
+from storage.output.pending import Mode
+from storage.output.verification import VerificationReport, verify_output
+from storage.registry.checkpoints import Registry
 
 AsJson = Annotated[bool, Parameter(name="--json")]
 

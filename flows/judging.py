@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from attnlstm.evaluation.comparison import Difference, Flips, Metric
 from attnlstm.evaluation.held_out import score_held_out
-from flows.labelled_source import LabelledSource
 from flows.smoke import smoke_run
 from flows.training import VanishedClasses, classes_of
-from storage.aliases import Alias
-from storage.labelled_rows import LabelledRows
-from storage.registry import Registry, StoredCheckpoint
-from storage.split import TEST, TRAIN
+from storage.labelled.rows import LabelledRows
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TEST, TRAIN
+from storage.registry.aliases import Alias
+from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM

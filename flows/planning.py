@@ -10,13 +10,13 @@ import pyarrow.fs as pafs
 from rich.markup import escape
 from rich.table import Table
 
-from flows.examined import Examined
 from flows.printing import MOST_LISTED, byte_size, counted, duration, out, print_facts, print_json, print_rest
-from storage.location import Location
-from storage.manifest import read_manifest
-from storage.orphans import Orphan, find_orphans
-from storage.pending import Mode, Pending, find_pending
-from storage.registry import StoredCheckpoint
+from storage.locations import Location
+from storage.output.examined import Examined
+from storage.output.manifests import read_manifest
+from storage.output.orphans import Orphan, find_orphans
+from storage.output.pending import Mode, Pending, find_pending
+from storage.registry.checkpoints import StoredCheckpoint
 
 _REASONS = ("missing", "input changed", "stale", "up to date")
 

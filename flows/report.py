@@ -16,8 +16,8 @@ from rich.table import Table
 
 from flows.drift import describe_drift, describe_estimate
 from flows.printing import counted
-from storage.location import as_uri
-from storage.manifest import FIRST_ERRORS, RunManifest
+from storage.locations import as_uri
+from storage.output.manifests import FIRST_ERRORS, RunManifest
 
 # Longer lists are in the manifest; a page or a terminal is for reading.
 _MOST_CLASSES = 20

@@ -13,15 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.examined import Examined
 from storage.errors import RegistryError
-from storage.findings import Problem
-from storage.footer import FOOTER_READERS
-from storage.output import Stamp, read_stamp
-from storage.registry import Registry, StoredCheckpoint
-from storage.shards import Shard
-from storage.side_by_side import read_side_by_side
-from storage.tokens import TokenRules, decode_tokens
+from storage.footers import FOOTER_READERS
+from storage.input.shards import Shard
+from storage.input.tokens import TokenRules, decode_tokens
+from storage.output.examined import Examined
+from storage.output.findings import Problem
+from storage.output.layout import Stamp, read_stamp
+from storage.output.side_by_side import read_side_by_side
+from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 if TYPE_CHECKING:
     from attnlstm.engines import Engine

@@ -21,14 +21,14 @@ from flows.events import emit_judged
 from flows.faults import is_transient
 from flows.gpu_slot import device_slot
 from flows.judging import PromotionRules, Verdict, judge_checkpoint
-from flows.labelled_source import LabelledSource
 from flows.progress import RunProgress, showing
 from flows.training import Listener, TrainingRequest, VanishedClasses, train_checkpoint
 from flows.training_log import TrainingLog
-from storage.aliases import AliasMovedError, RegistryBusyError
-from storage.date_range import WINDOW_PATTERN, DateRange
-from storage.location import as_uri, without_credentials
-from storage.registry import Registry
+from storage.input.date_range import WINDOW_PATTERN, DateRange
+from storage.labelled.source import LabelledSource
+from storage.locations import as_uri, without_credentials
+from storage.registry.aliases import AliasMovedError, RegistryBusyError
+from storage.registry.checkpoints import Registry
 
 
 def _run_name() -> str:

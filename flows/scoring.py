@@ -14,18 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.overlap import read_ahead, write_behind
 from storage.errors import FileError
-from storage.location import Location
-from storage.manifest import FIRST_ERRORS, FailureRecord, ShardRecord
-from storage.output import Output
-from storage.pending import Pending
-from storage.predictions import Scorer, write_shard
-from storage.reading import read_shard, shard_footer
-from storage.registry import StoredCheckpoint, read_checkpoint
-from storage.shards import Shard
-from storage.source import partition_values
-from storage.tokens import TokenRows, TokenRules, decode_tokens
+from storage.input.reading import read_shard, shard_footer
+from storage.input.shards import Shard
+from storage.input.sources import partition_values
+from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.locations import Location
+from storage.output.layout import Output
+from storage.output.manifests import FIRST_ERRORS, FailureRecord, ShardRecord
+from storage.output.pending import Pending
+from storage.output.predictions import Scorer, write_shard
+from storage.overlap import read_ahead, write_behind
+from storage.registry.checkpoints import StoredCheckpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig

@@ -83,10 +83,9 @@ def _deployments(
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.backfill import backfill
+    from flows import backfill, retrain
     from flows.classify import classify, recorded_parameters
     from flows.credentials import refuse_credentials
-    from flows.retrain import retrain
     from flows.scheduled import above_scheduled_start, fill
 
     places = {"source": source, "output": output, "registry": registry}

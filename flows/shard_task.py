@@ -14,8 +14,8 @@ from flows.faults import is_transient
 from flows.gpu_slot import device_slot
 from flows.progress import current_progress
 from flows.scoring import ScoredShard, ScoringJob, ignore_rows, load_checkpoint, score_bundle
-from storage.manifest import FailureRecord
-from storage.pending import Pending
+from storage.output.manifests import FailureRecord
+from storage.output.pending import Pending
 
 
 def _task_name() -> str:

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.scoring import ScoredShard, ScoringJob, score_bundle
-from storage.columns import Columns
-from storage.labelled_rows import LabelledRows
-from storage.location import Location
-from storage.output import Output, OutputSettings
-from storage.pending import find_pending
-from storage.registry import StoredCheckpoint
-from storage.shards import ShardLimits, plan_shards
-from storage.source import find_source
-from storage.split import TEST
+from storage.input.columns import Columns
+from storage.input.shards import ShardLimits, plan_shards
+from storage.input.sources import find_source
+from storage.labelled.rows import LabelledRows
+from storage.labelled.split import TEST
+from storage.locations import Location
+from storage.output.layout import Output, OutputSettings
+from storage.output.pending import find_pending
+from storage.registry.checkpoints import StoredCheckpoint
 
 TOLERANCE = 1e-4
 """How far apart two probabilities of the same row may be: ten times what engines differ by."""

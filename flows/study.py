@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.labelled_source import LabelledSource
 from flows.printing import counted, out, print_json
 from flows.session import DONE
-from storage.location import Location, without_credentials
-from storage.split import TEST, TRAIN, VALIDATION
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TEST, TRAIN, VALIDATION
+from storage.locations import Location, without_credentials
 
 if TYPE_CHECKING:
     from attnlstm.study import Outcome, StudyRows

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.card import make_card, make_readme
-from flows.labelled_source import LabelledSource
 from storage.errors import RegistryError, SourceError
-from storage.labelled_rows import LabelledRows
-from storage.registry import CHAMPION, Registry, StoredCheckpoint
-from storage.snapshots import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
-from storage.split import TRAIN, VALIDATION
+from storage.labelled.rows import LabelledRows
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TRAIN, VALIDATION
+from storage.registry.checkpoints import CHAMPION, Registry, StoredCheckpoint
+from storage.registry.snapshots import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
 
 if TYPE_CHECKING:
     from attnlstm.config import Attention, ModelConfig

@@ -7,7 +7,7 @@ scores arrive as numpy arrays and checkpoints as bytes.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storage.frames import open_attention, open_predictions
+    from storage.output.frames import open_attention, open_predictions
 
 __all__ = ["open_attention", "open_predictions"]
 
@@ -15,7 +15,7 @@ __all__ = ["open_attention", "open_predictions"]
 def __getattr__(name: str) -> Any:
     # Late, so that Polars is imported only by those who read output back.
     if name in __all__:
-        from storage import frames
+        from storage.output.layout import frames
 
         return getattr(frames, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -104,7 +104,7 @@ def slow_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from attnlstm.checkpoint import to_files
     from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
-    from storage.registry import Registry
+    from storage.registry.checkpoints import Registry
 
     torch.manual_seed(3)
     network = AttentionLSTM(ModelConfig(hidden_size=64, classes=("x", "y", "z")))

@@ -22,9 +22,9 @@ from attnlstm.engines import open_engine
 from attnlstm.evaluation.metrics import evaluate
 from attnlstm.training.loop import Labelled, TrainingResult, train
 from attnlstm.training.presets import DEFAULT, PRESETS, preset
-from storage.labelled import read_labelled
-from storage.labelled_rows import SIDES, LabelledRows
-from storage.split import TRAIN, VALIDATION
+from storage.labelled.reading import read_labelled
+from storage.labelled.rows import SIDES, LabelledRows
+from storage.labelled.split import TRAIN, VALIDATION
 
 PENALTIES = (1.0, 10.0, 100.0)
 """Values of C. One is scikit-learn's own choice; the others suit n-grams, most of which are rare."""

@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from attnlstm.checkpoint import from_files
 from attnlstm.engines import open_engine
 from attnlstm.evaluation.metrics import evaluate
-from storage.labelled import LabelledRows, read_labelled
-from storage.registry import CHAMPION, Registry
-from storage.split import TEST, TRAIN, VALIDATION
+from storage.labelled.reading import LabelledRows, read_labelled
+from storage.labelled.split import TEST, TRAIN, VALIDATION
+from storage.registry.checkpoints import CHAMPION, Registry
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Values of C to choose from: the baseline gets the same validation rows to choose by as the network does."""

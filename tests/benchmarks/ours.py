@@ -13,13 +13,13 @@ Run = Callable[[Path, Path], None]
 def open_bundles(task: Task, engine: EngineName) -> Run:
     """Shards side by side, as the flow's task runs are."""
     from flows.scoring import ScoringJob, load_checkpoint, score_bundle
-    from storage.location import Location
-    from storage.manifest import FailureRecord
-    from storage.output import AttentionSaving, Output, OutputSettings
-    from storage.pending import find_pending
-    from storage.registry import Registry
-    from storage.shards import plan_shards
-    from storage.source import find_source
+    from storage.input.shards import plan_shards
+    from storage.input.sources import find_source
+    from storage.locations import Location
+    from storage.output.layout import AttentionSaving, Output, OutputSettings
+    from storage.output.manifests import FailureRecord
+    from storage.output.pending import find_pending
+    from storage.registry.checkpoints import Registry
 
     stored = Registry.open("registry").load(str(task.checkpoint))
     settings = OutputSettings(attention=AttentionSaving.parse(_saving(task)))
@@ -45,7 +45,7 @@ def open_flow(task: Task, engine: EngineName) -> Run:
     from flows.session import start_prefect
 
     start_prefect()
-    from flows.classify import classify
+    from flows import classify
 
     def run(source: Path, output: Path) -> None:
         classify(

@@ -17,7 +17,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows.backfill import backfill
+from flows import backfill
 
 DATES = ("2026-11-01", "2026-11-02", "2026-11-03")
 FILES, ROWS, TOKENS = 5, 100, 200  # of each date: some seconds on one core

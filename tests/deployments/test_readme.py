@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from cyclopts import App, MissingArgumentError
-from prefect.cli._app import _app as prefect_app
+from prefect.cli import _app as prefect_app
 
 from flows.cli import app as attnlstm_app
 

@@ -22,12 +22,10 @@ from prefect import State
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from flows import cli
-from flows.classify import classify
-from flows.retrain import retrain
-from storage.location import Location
-from storage.manifest import RunManifest, read_manifest
-from storage.registry import Registry
+from flows import classify, cli, retrain
+from storage.locations import Location
+from storage.output.manifests import RunManifest, read_manifest
+from storage.registry.checkpoints import Registry
 
 # 2026-11-03 is missing, so that a range of dates can have a gap.
 DATES = ("2026-11-01", "2026-11-02", "2026-11-04", "2026-11-05")

@@ -18,7 +18,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 
 from attnlstm.evaluation import drift
 from flows.drift import compare_shards, describe_drift, describe_estimate, publish_drift
-from storage.manifest import RunManifest
+from storage.output.manifests import RunManifest
 
 # An event goes its way in the background.
 _PATIENCE_S = 20

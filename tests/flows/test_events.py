@@ -10,7 +10,7 @@ from prefect import flow, get_client
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
 from flows.events import emit_drift, emit_judged, emit_run_ended
-from storage.manifest import FailureRecord, RunManifest, ShardRecord
+from storage.output.manifests import FailureRecord, RunManifest, ShardRecord
 
 # An event goes its way in the background.
 _PATIENCE_S = 30

@@ -14,13 +14,13 @@ import pytest
 
 from flows.scoring import ScoringJob, score_shard
 from flows.session import DONE, FAILED, WRONG_USE
-from storage.location import Location
-from storage.lock import only_run
-from storage.manifest import RunManifest, ShardRecord, write_manifest
-from storage.output import AttentionSaving, Output, OutputSettings
-from storage.registry import Registry
-from storage.shards import plan_shards
-from storage.source import find_source
+from storage.input.shards import plan_shards
+from storage.input.sources import find_source
+from storage.locations import Location
+from storage.locks import only_run
+from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.manifests import RunManifest, ShardRecord, write_manifest
+from storage.registry.checkpoints import Registry
 
 Run = Callable[..., Any]
 PART = "date=2026-11-02/part-0.parquet"

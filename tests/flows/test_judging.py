@@ -20,11 +20,11 @@ from attnlstm.config import ModelConfig
 from attnlstm.evaluation.held_out import score_held_out
 from attnlstm.network import AttentionLSTM
 from flows.judging import PromotionRules, judge_checkpoint
-from flows.labelled_source import LabelledSource
 from flows.training import Listener, TrainingRequest, train_checkpoint
-from storage.aliases import AliasMovedError
-from storage.registry import Registry, StoredCheckpoint
-from storage.split import TEST, TRAIN, assign_splits
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TEST, TRAIN, assign_splits
+from storage.registry.aliases import AliasMovedError
+from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 Publish = Callable[..., str]
 

@@ -22,13 +22,13 @@ from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from flows.scoring import ScoredShard, ScoringJob, score_bundle
-from storage.columns import Columns
-from storage.location import TEMPORARY_SUFFIX, Location
-from storage.output import Output, OutputSettings
-from storage.pending import Pending, find_pending
-from storage.registry import Registry
-from storage.shards import ShardLimits, ShardPlan, plan_shards
-from storage.source import find_source
+from storage.input.columns import Columns
+from storage.input.shards import ShardLimits, ShardPlan, plan_shards
+from storage.input.sources import find_source
+from storage.locations import TEMPORARY_SUFFIX, Location
+from storage.output.layout import Output, OutputSettings
+from storage.output.pending import Pending, find_pending
+from storage.registry.checkpoints import Registry
 
 ROUNDS = int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15"))
 SETTINGS = OutputSettings(columns=Columns(keep=("note",)), limits=ShardLimits(rows=70), chunk_bytes=512)

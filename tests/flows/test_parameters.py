@@ -6,10 +6,7 @@ import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows import cli
-from flows.backfill import backfill
-from flows.classify import classify
-from flows.retrain import retrain
+from flows import backfill, classify, cli, retrain
 
 FLOWS: dict[str, Flow[..., Any]] = {"classify": classify, "backfill": backfill, "retrain": retrain}
 

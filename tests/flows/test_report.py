@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from rich.console import Console
 
 from flows.report import first_errors, print_summary, publish_report
-from storage.manifest import FIRST_ERRORS, FailureRecord, RunManifest, ShardRecord
+from storage.output.manifests import FIRST_ERRORS, FailureRecord, RunManifest, ShardRecord
 
 
 @pytest.fixture(scope="module")

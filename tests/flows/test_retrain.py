@@ -9,8 +9,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 import flows.events
-from flows.retrain import retrain
-from storage.registry import Registry
+from flows import retrain
+from storage.registry.checkpoints import Registry
 
 
 def _champion(registry: Path) -> str:

@@ -17,9 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import runners
-from flows.backfill import backfill
-from flows.classify import classify
+from flows import backfill, classify, runners
 from flows.runners import RunnerName, open_crew
 
 

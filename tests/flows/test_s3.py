@@ -14,16 +14,15 @@ import pytest
 from prefect import State
 
 import flows.classify
-from flows.classify import classify
+from flows import classify, retrain
 from flows.faults import is_transient
 from flows.inspection import verify
-from flows.retrain import retrain
 from flows.session import DONE
 from storage.errors import OutputError
-from storage.location import Location
-from storage.lock import only_run
-from storage.manifest import read_manifest
-from storage.registry import Registry
+from storage.locations import Location
+from storage.locks import only_run
+from storage.output.manifests import read_manifest
+from storage.registry.checkpoints import Registry
 
 NUM_COPIES = 3  # of the dataset, so that there is something to do for a second or two
 CLASSIFY = "import sys; from flows.classify import classify; classify(sys.argv[1], sys.argv[2], registry=sys.argv[3])"

@@ -13,11 +13,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
-from flows.backfill import backfill
-from flows.classify import classify
+from flows import backfill, classify
 from flows.scheduled import above_scheduled_start, fill
-from storage.location import Location
-from storage.manifest import read_manifest
+from storage.locations import Location
+from storage.output.manifests import read_manifest
 
 # Two hours after midnight in Berlin, where the clocks were turned back an hour later.
 DUE = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)

@@ -24,7 +24,7 @@ from prefect.events import Event
 from flows import serve
 from flows.prefect_server import CommandServer
 from storage.errors import StorageError
-from storage.registry import Registry
+from storage.registry.checkpoints import Registry
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "serve"]
 PREFECT_YAML = Path(__file__).resolve().parents[2] / "deployments" / "prefect.yaml"

@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from flows.classify import classify
+from flows import classify
 
 pytestmark = pytest.mark.slow
 outage = pytest.mark.skipif("ATTNLSTM_OUTAGE_SECONDS" not in os.environ, reason="takes long: make outages")

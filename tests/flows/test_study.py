@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import attnlstm.study
-from flows.study import study
+from flows import study
 
 NUM_VARIANTS = 5
 TINY = {"seeds": 2, "epochs": 1, "rows": 200, "threads": 1}

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.labelled_source import LabelledSource
 from flows.training import Listener, TrainingRequest, train_checkpoint
-from storage.date_range import DateRange
 from storage.errors import SourceError
-from storage.registry import Registry, StoredCheckpoint
-from storage.snapshots import read_snapshot, snapshot_location, write_snapshot
+from storage.input.date_range import DateRange
+from storage.labelled.source import LabelledSource
+from storage.registry.checkpoints import Registry, StoredCheckpoint
+from storage.registry.snapshots import read_snapshot, snapshot_location, write_snapshot
 
 Train = Callable[..., StoredCheckpoint]
 

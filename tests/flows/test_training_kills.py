@@ -15,9 +15,9 @@ import pytest
 
 from attnlstm.checkpoint import from_files
 from flows.judging import judge_checkpoint
-from flows.labelled_source import LabelledSource
 from flows.training import Listener, TrainingRequest, train_checkpoint
-from storage.registry import Registry
+from storage.labelled.source import LabelledSource
+from storage.registry.checkpoints import Registry
 
 ROUNDS = int(os.environ.get("ATTNLSTM_RETRAIN_KILLS", "4"))
 EPOCHS = 3

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.columns import Columns
-from storage.footer import read_footer
-from storage.output import Output
-from storage.predictions import Scorer, write_shard
-from storage.reading import read_shard
-from storage.shards import Shard, plan_shards
-from storage.source import Source, find_source
-from storage.tokens import TokenRows, TokenRules, decode_tokens
+from storage.footers import read_footer
+from storage.input.columns import Columns
+from storage.input.reading import read_shard
+from storage.input.shards import Shard, plan_shards
+from storage.input.sources import Source, find_source
+from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.output.layout import Output
+from storage.output.predictions import Scorer, write_shard
 
 CLASSES = ("even", "odd", "third")
 

@@ -21,13 +21,13 @@ SECONDS_A_FILE = 2
 READER = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
-from storage.columns import Columns
+from storage.input.columns import Columns
 from storage.errors import FileError, SourceError
-from storage.location import Location
-from storage.reading import read_shard, shard_footer
-from storage.shards import ShardLimits, plan_shards
-from storage.source import find_source
-from storage.tokens import TokenRules, decode_tokens
+from storage.locations import Location
+from storage.input.reading import read_shard, shard_footer
+from storage.input.shards import ShardLimits, plan_shards
+from storage.input.sources import find_source
+from storage.input.tokens import TokenRules, decode_tokens
 
 source = find_source(sys.argv[1])
 columns = Columns()

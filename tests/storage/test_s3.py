@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import FileError, RegistryError, SourceError
-from storage.frames import open_attention, open_predictions
-from storage.location import Location
-from storage.output import AttentionSaving, Output, OutputSettings
-from storage.reading import read_shard
-from storage.registry import Registry
-from storage.shards import Shard, plan_shards
-from storage.source import Source, SourceFile, find_source
+from storage.input.reading import read_shard
+from storage.input.shards import Shard, plan_shards
+from storage.input.sources import Source, SourceFile, find_source
+from storage.locations import Location
+from storage.output.frames import open_attention, open_predictions
+from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.registry.checkpoints import Registry
 
 TWO_PARTS = 11 << 20  # more than the 10 MB after which Arrow begins another part of an upload
 
@@ -233,7 +233,9 @@ def test_upload_that_is_killed_halfway_leaves_the_old_object(
     direct = Location.parse(s3("file"))
     direct.write_bytes(b"old")
     proxy.fault = lambda request: "hold" if "partNumber=2" in request else None
-    code = "import sys; from storage.location import Location; Location.parse(sys.argv[1]).write_bytes(bytes(11 << 20))"
+    code = (
+        "import sys; from storage.locations import Location; Location.parse(sys.argv[1]).write_bytes(bytes(11 << 20))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, s3("file").replace(s3_server, proxy.address)])
     try:
         assert proxy.held.wait(30)
@@ -251,7 +253,7 @@ def test_interrupted_upload_leaves_the_old_object_or_the_whole_new_one(
     direct = Location.parse(s3("file"))
     direct.write_bytes(b"old")
     code = (
-        "import sys, pyarrow.fs; from storage.location import Location\n"
+        "import sys, pyarrow.fs; from storage.locations import Location\n"
         "place = Location.parse(sys.argv[1])\n"
         f"place.write_bytes(bytes({TWO_PARTS}))"
     )

@@ -15,8 +15,8 @@ from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.network import AttentionLSTM
+from attnlstm.training import loop as training
 from attnlstm.training.loop import EpochReport, Labelled, TrainingSettings, train
-from attnlstm.training.loop import loop as training
 from attnlstm.training.rows import crop
 from attnlstm.training.step import Stepper
 

@@ -10,8 +10,8 @@ import torch
 
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
+from attnlstm.training import loop as training
 from attnlstm.training.loop import Labelled, TrainingResult, TrainingSettings, train
-from attnlstm.training.loop import loop as training
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
 SETTINGS = TrainingSettings(epochs=3, batch_rows=37, crop_tokens=10, token_dropout=0.1, threads=2)

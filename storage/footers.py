@@ -1,0 +1,77 @@
+"""A Parquet file's footer: its schema, its row groups, and a fingerprint of what it holds.
+
+Reads the end of the file only, once.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import FileError, first_line
+from storage.locations import Location
+
+# Footers are small reads that mostly wait, so many at once; more than this gains nothing on object stores.
+FOOTER_READERS = 32
+
+_MAGIC = b"PAR1"
+# One read of this size holds the whole footer of most files.
+_TAIL_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a Parquet file says of itself. `fingerprint` changes with the file's size or footer, not its date."""
+
+    metadata: pq.FileMetaData
+    fingerprint: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.metadata.schema.to_arrow_schema()
+
+    @property
+    def key_values(self) -> dict[str, str]:
+        """The file's own key-value metadata."""
+        return {key.decode(): value.decode(errors="replace") for key, value in (self.metadata.metadata or {}).items()}
+
+
+def read_footer(location: Location) -> Footer:
+    """Raises FileError if this is no whole Parquet file, FileNotFoundError if there is no file at all."""
+    with location.filesystem.open_input_file(location.path) as file:
+        size = file.size()
+        tail = _read_end(file, min(size, _TAIL_BYTES))
+        if size < 12 or tail[-4:] != _MAGIC:
+            raise FileError(_not_parquet(size, tail))
+        footer_bytes = struct.unpack("<I", tail[-8:-4])[0]
+        if footer_bytes + 12 > size:
+            raise FileError(f"damaged: its footer claims {footer_bytes:,} bytes and the file has {size:,}")
+        if footer_bytes + 8 > len(tail):
+            tail = _read_end(file, footer_bytes + 8)
+    footer = tail[-8 - footer_bytes :]
+    try:
+        # The footer alone, dressed as a file: metadata is all that is parsed.
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
+    fingerprint = hashlib.sha256(struct.pack("<Q", size) + footer).hexdigest()[:32]
+    return Footer(metadata, fingerprint)
+
+
+def _read_end(file: pa.NativeFile, num_bytes: int) -> bytes:
+    file.seek(file.size() - num_bytes)
+    return bytes(file.read(num_bytes))
+
+
+def _not_parquet(size: int, tail: bytes) -> str:
+    if size == 0:
+        return "not a Parquet file: it is empty"
+    if tail[-4:] == b"PARE":
+        return "an encrypted Parquet file, which can't be read here"
+    return (
+        f"not a whole Parquet file: its {size:,} bytes do not end in {_MAGIC.decode()}. "
+        "It may be another format, or cut short"
+    )

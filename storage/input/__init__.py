@@ -1,0 +1,1 @@
+"""Input at rest: which files there are, which columns are read, tokens of any type, shards and partitions."""

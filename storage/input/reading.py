@@ -1,0 +1,130 @@
+"""Reading a shard as a stream of tables of bounded size, whatever the size of its row groups.
+
+Where the tables are cut depends on the data only, so that what is computed from them does too.
+"""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import FileError
+from storage.footers import Footer, read_footer
+from storage.input.shards import Shard
+from storage.locations import Location
+
+# Rows decoded at once. Small, since a row can be large and footers do not tell (dictionary pages hide it).
+_DECODE_ROWS = 1024
+_CHANGED = "changed while the run was on; run the same command again to score what it holds now"
+_VANISHED = "vanished while the run was on"
+
+
+def shard_footer(root: Location, shard: Shard) -> Footer:
+    """The footer of the shard's file. Raises FileError if the file changed or vanished since the plan was made."""
+    try:
+        footer = read_footer(root / shard.file)
+    except FileNotFoundError:
+        raise FileError(_VANISHED) from None
+    if footer.fingerprint != shard.fingerprint:
+        raise FileError(_CHANGED)
+    return footer
+
+
+def read_shard(
+    root: Location, shard: Shard, columns: list[str], *, chunk_rows: int = 65_536, chunk_bytes: int = 4 << 20
+) -> Iterator[pa.Table]:
+    """Yield the shard's rows in order, in tables that end once they hold `chunk_rows` or `chunk_bytes`.
+
+    A shard without rows gives one empty table.
+
+    Raises FileError if the file changed since the plan was made, or is damaged.
+    """
+    footer = shard_footer(root, shard)
+    num_rows = 0
+    for table in _gather(_decode(root, footer, shard, columns), chunk_rows, chunk_bytes):
+        num_rows += table.num_rows
+        yield table
+    if not num_rows:
+        yield pa.schema([footer.schema.field(name) for name in columns]).empty_table()
+    if num_rows != shard.num_rows:
+        raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")
+
+
+def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    location = root / shard.file
+    row_groups = list(range(shard.first_row_group, shard.end_row_group))
+    if not row_groups:
+        return
+    reads = None
+    try:
+        with location.filesystem.open_input_file(location.path) as file:
+            reads = _Reads(file)
+            # Without `pre_buffer` memory stays flat on files of any size. Checksums are looked at where a file has any.
+            parquet = pq.ParquetFile(reads, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
+            yield from parquet.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
+    except FileNotFoundError:
+        raise FileError(_VANISHED) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if reads is None:
+            raise  # it could not even be opened
+        if reads.fault is not None:
+            if not location.is_file():  # an object store says so in words only
+                raise FileError(_VANISHED) from None
+            raise reads.fault from None
+        shard_footer(root, shard)
+        raise FileError(f"damaged: {str(error).splitlines()[0]}") from error
+    shard_footer(root, shard)  # what was overwritten meanwhile may have been read as if it were the old file
+
+
+class _Reads:
+    """A file for Arrow to read that keeps the error of a read that failed.
+
+    Arrow's own exceptions do not tell a fault of the disk or the network, which may pass, from bytes that came through
+    and can't be decoded: both are an OSError without an errno.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self.fault: OSError | None = None
+
+    def read(self, num_bytes: int | None = None) -> pa.Buffer:
+        try:
+            return self._file.read_buffer(num_bytes)
+        except OSError as error:
+            self.fault = error
+            raise
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return int(self._file.seek(position, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+
+def _gather(batches: Iterator[pa.RecordBatch], chunk_rows: int, chunk_bytes: int) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    rows = num_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        rows, num_bytes = rows + batch.num_rows, num_bytes + batch.nbytes
+        if rows >= chunk_rows or num_bytes >= chunk_bytes:
+            yield pa.Table.from_batches(held)
+            held, rows, num_bytes = [], 0, 0
+    if held:
+        yield pa.Table.from_batches(held)

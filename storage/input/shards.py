@@ -1,0 +1,137 @@
+"""Planning: which rows one task scores, decided from footers alone.
+
+A shard is a file, or a range of a large file's row groups, and has one output file of its own. The plan depends
+on the input and the limits only, so every run cuts the same input the same way.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from storage.errors import FileError, SourceError
+from storage.footers import FOOTER_READERS, Footer, read_footer
+from storage.input.columns import Columns
+from storage.input.sources import Source, SourceFile
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """A shard ends at the row group with which it reaches one of these. bytes: uncompressed, of all columns."""
+
+    rows: int = 1_000_000
+    bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"shard {name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Row groups `first_row_group` up to, not including, `end_row_group` of one input file.
+
+    file: the input's name relative to the source's root. name: the output's, without a folder, e.g.
+    `date=2026-11-01/part-0.parquet`. first_row: position in the file of the shard's first row. token_bytes: an upper
+    bound, the uncompressed bytes of its row groups.
+    """
+
+    file: str
+    name: str
+    fingerprint: str
+    first_row_group: int
+    end_row_group: int
+    first_row: int
+    num_rows: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
+class UnreadableFile:
+    """An input file that can't be planned, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    shards: tuple[Shard, ...]
+    unreadable: tuple[UnreadableFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.num_rows for shard in self.shards)
+
+
+def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardPlan:
+    """Cut every readable file of the source into shards, in order of name and position.
+
+    Raises SourceError if two inputs would have the same output name (`a` and `a.parquet`).
+    """
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        planned = pool.map(lambda file: _plan_file(source, file, columns, limits), source.files)
+        shards: list[Shard] = []
+        unreadable: list[UnreadableFile] = []
+        for outcome in planned:
+            if isinstance(outcome, UnreadableFile):
+                unreadable.append(outcome)
+            else:
+                shards.extend(outcome)
+    _refuse_shared_names(shards)
+    return ShardPlan(tuple(shards), tuple(unreadable))
+
+
+def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: ShardLimits) -> list[Shard] | UnreadableFile:
+    try:
+        footer = read_footer(source.location(file))
+        columns.to_read(footer.schema, file.relative)
+    except FileError as error:
+        return UnreadableFile(file.relative, str(error))
+    except OSError as error:
+        return UnreadableFile(file.relative, f"can't be opened: {error}")
+    return list(_cut(file.relative, footer, limits))
+
+
+def _cut(file: str, footer: Footer, limits: ShardLimits) -> Iterator[Shard]:
+    sizes = [_row_group_size(footer.metadata, group) for group in range(footer.metadata.num_row_groups)]
+    ends, rows, num_bytes = [], 0, 0
+    for group, (group_rows, group_bytes) in enumerate(sizes, start=1):
+        rows, num_bytes = rows + group_rows, num_bytes + group_bytes
+        if rows >= limits.rows or num_bytes >= limits.bytes or group == len(sizes):
+            ends.append(group)
+            rows = num_bytes = 0
+    stem = file.removesuffix(".parquet")
+    first, first_row = 0, 0
+    for index, end in enumerate(ends or [0]):
+        part = f"-{index:05d}-of-{len(ends):05d}" if len(ends) > 1 else ""
+        num_rows = sum(rows for rows, _ in sizes[first:end])
+        yield Shard(
+            file=file,
+            name=f"{stem}{part}.parquet",
+            fingerprint=footer.fingerprint,
+            first_row_group=first,
+            end_row_group=end,
+            first_row=first_row,
+            num_rows=num_rows,
+            token_bytes=sum(size for _, size in sizes[first:end]),
+        )
+        first, first_row = end, first_row + num_rows
+
+
+def _row_group_size(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
+    """(rows, uncompressed bytes)."""
+    # Not summed over columns: in pyarrow 26 `RowGroupMetaData.column` ends the process, by an exception that C++
+    # throws and nobody catches, when a damaged footer's size statistics contradict its schema.
+    row_group = metadata.row_group(group)
+    return row_group.num_rows, row_group.total_byte_size
+
+
+def _refuse_shared_names(shards: list[Shard]) -> None:
+    owners: dict[str, str] = {}
+    for shard in shards:
+        other = owners.setdefault(shard.name, shard.file)
+        if other != shard.file:
+            raise SourceError(f"{other} and {shard.file} would both be written to {shard.name}. Rename one of them.")

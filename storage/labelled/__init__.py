@@ -1,0 +1,1 @@
+"""Labelled rows for training, and which side of the split each is on."""

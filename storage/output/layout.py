@@ -1,0 +1,211 @@
+"""The output folder: its layout, the record of what it is, and which of its files belong together.
+
+    OUTPUT/_dataset.json                 the settings that all of its files share
+    OUTPUT/predictions/<name>.parquet    one for each shard; its appearance is the commit
+    OUTPUT/attention/<name>.parquet      the same rows, in place before the predictions are
+    OUTPUT/runs/<flow-run-id>.json       the manifest of each run
+
+Owns names, settings and the stamp in each footer. Knows nothing about rows.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow.fs as pafs
+
+from storage.errors import FileError, OutputError
+from storage.footers import read_footer
+from storage.input.columns import Columns
+from storage.input.shards import Shard, ShardLimits
+from storage.locations import Location
+from storage.locks import Hold
+
+FORMAT_VERSION = 1
+STAMP_KEY = "attnlstm"
+_DATASET = "_dataset.json"
+
+
+@dataclass(frozen=True)
+class AttentionSaving:
+    """What is kept of a row's attention weights: all of them, the `top` largest with their positions, or nothing."""
+
+    kind: Literal["full", "top", "none"] = "full"
+    top: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "AttentionSaving":
+        """From `full`, `none`, or `top:K` with K at least 1."""
+        if text == "full":
+            return cls("full")
+        if text == "none":
+            return cls("none")
+        if match := re.fullmatch(r"top:([1-9][0-9]*)", text):
+            return cls("top", int(match.group(1)))
+        raise ValueError(f"attention is saved as full, none or top:K (such as top:8), not {text!r}")
+
+    def __str__(self) -> str:
+        return f"top:{self.top}" if self.kind == "top" else self.kind
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Everything that must agree for files to share one output.
+
+    max_tokens, long_rows: as in `storage.input.tokens.TokenRules`.
+    chunk_bytes: tokens read, scored and written at once, in bytes; memory grows with it, and a row group of
+    attention is one chunk.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    limits: ShardLimits = field(default_factory=ShardLimits)
+    attention: AttentionSaving = field(default_factory=AttentionSaving)
+    max_tokens: int | None = None
+    long_rows: str = "truncate"
+    chunk_bytes: int = 4 << 20
+
+    def record(self) -> dict[str, Any]:
+        """The settings by the names that users know, ready for JSON."""
+        return {
+            "tokens_column": self.columns.tokens,
+            "id_column": self.columns.id,
+            "keep": list(self.columns.keep),
+            "save_attention": str(self.attention),
+            "max_tokens": self.max_tokens,
+            "long_rows": self.long_rows,
+            "shard_rows": self.limits.rows,
+            "shard_bytes": self.limits.bytes,
+            "chunk_bytes": self.chunk_bytes,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "OutputSettings":
+        """The settings that `record` gives by these names; a name that is not there has its default."""
+        names = cls().record() | record
+        return cls(
+            columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"])),
+            limits=ShardLimits(names["shard_rows"], names["shard_bytes"]),
+            attention=AttentionSaving.parse(names["save_attention"]),
+            max_tokens=names["max_tokens"],
+            long_rows=names["long_rows"],
+            chunk_bytes=names["chunk_bytes"],
+        )
+
+    @property
+    def digest(self) -> str:
+        record = json.dumps({"format_version": FORMAT_VERSION, **self.record()}, sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file of the output was made from; the same in both files of a shard."""
+
+    file: str
+    fingerprint: str
+    first_row: int
+    num_rows: int
+    checkpoint: str
+    checkpoint_digest: str
+    settings_digest: str
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(cls, shard: Shard, checkpoint: str, checkpoint_digest: str, settings: OutputSettings) -> "Stamp":
+        return cls(
+            shard.file,
+            shard.fingerprint,
+            shard.first_row,
+            shard.num_rows,
+            checkpoint,
+            checkpoint_digest,
+            settings.digest,
+        )
+
+    def to_json(self, **counts: int) -> str:
+        return json.dumps(asdict(self) | counts, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output folder and the settings it is, or will be, made with. hold: that of the run that writes to it."""
+
+    root: Location
+    settings: OutputSettings
+    hold: Hold | None = None
+
+    def predictions(self, name: str) -> Location:
+        return self.root / f"predictions/{name}"
+
+    def attention(self, name: str) -> Location:
+        return self.root / f"attention/{name}"
+
+    @staticmethod
+    def recorded_settings(root: Location) -> dict[str, Any]:
+        """The settings that an output was made with, by the names of `OutputSettings.record`; none if it is new.
+
+        Raises OutputError if the record is damaged.
+        """
+        try:
+            recorded = _parse(root, (root / _DATASET).read_bytes())
+        except FileNotFoundError:
+            return {}
+        return {name: recorded[name] for name in OutputSettings().record() if name in recorded}
+
+    def check(self, source: str) -> None:
+        """Raises OutputError if the folder holds something else than what these settings make from `source`."""
+        place = self.root.info()
+        if place.type == pafs.FileType.NotFound:
+            return
+        if place.type == pafs.FileType.File:
+            raise OutputError(f"The output {self.root} is a file; an output is a folder.")
+        try:
+            content = (self.root / _DATASET).read_bytes()
+        except FileNotFoundError:
+            if any((self.root / folder).is_folder() for folder in ("predictions", "attention")):
+                raise OutputError(
+                    f"The output {self.root} has predictions but no {_DATASET}, so what made them can't be told. "
+                    "Write to another folder."
+                ) from None
+            return
+        recorded = _parse(self.root, content)
+        wanted = self._record(source)
+        differing = [key for key in wanted if recorded.get(key) != wanted[key]]
+        if not differing:
+            return
+        lines = [f"  {key}: {recorded.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
+        advice = "Write to another folder, or ask for what is there."
+        if differing == ["source"]:
+            advice = f"Write to another folder; or, if the input has only moved, correct `source` in {_DATASET}."
+        raise OutputError("\n".join([f"The output {self.root} was made differently:", *lines, advice]))
+
+    def prepare(self, source: str) -> None:
+        """Record what this output is, in `_dataset.json`. Raises as `check` does."""
+        self.check(source)
+        record = json.dumps(self._record(source), indent=2) + "\n"
+        (self.root / _DATASET).write_bytes(record.encode())
+
+    def _record(self, source: str) -> dict[str, Any]:
+        return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
+
+
+def _parse(root: Location, content: bytes) -> dict[str, Any]:
+    try:
+        recorded = json.loads(content)
+    except ValueError as error:
+        raise OutputError(f"{root / _DATASET} is damaged ({error}). Restore it or write elsewhere.") from None
+    if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
+        raise OutputError(f"{root / _DATASET} does not describe an attnlstm output. Write elsewhere.")
+    return recorded
+
+
+def read_stamp(location: Location) -> Stamp | None:
+    """The stamp of a file of the output; None if there is no whole file of ours."""
+    try:
+        text = read_footer(location).key_values.get(STAMP_KEY)
+        fields = json.loads(text) if text else {}
+        return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})
+    except (FileError, FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

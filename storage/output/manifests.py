@@ -1,0 +1,114 @@
+"""The manifest: what one run did, kept with the output it made.
+
+A record for people and reports. Nothing is decided from it: what is done is read from the output's files.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from storage.locations import Location
+
+# Enough to find out what is wrong with a file; every such row has its error in the output.
+FIRST_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One scored shard. num_tokens: tokens that were scored. errors: rows without a prediction, by reason.
+
+    predictions: rows by predicted class. seconds: from opening the input to the commit. file: the input file.
+    first_errors: of each reason, the positions in that file, from 0, of the first FIRST_ERRORS rows. Manifests that
+    older versions wrote have neither.
+    """
+
+    name: str
+    reason: str
+    num_rows: int
+    num_tokens: int
+    num_truncated: int
+    errors: dict[str, int]
+    predictions: dict[str, int]
+    seconds: float
+    file: str = ""
+    first_errors: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """An input file, or a shard of one, that could not be scored, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """One run. Times are UTC, ISO 8601. seconds: scoring alone, without start-up.
+
+    evaluation: accuracy and macro-F1 against the label column, where one was named. drift: how far the rows that
+    were scored are from those that the checkpoint was measured on, where its card says what these looked like.
+    """
+
+    run_id: str
+    run_name: str
+    state: str
+    started: str
+    ended: str
+    source: str
+    output: str
+    mode: str
+    checkpoint: str
+    checkpoint_digest: str
+    settings: dict[str, Any]
+    engine: str
+    workers: int
+    num_up_to_date: int
+    seconds: float
+    shards: tuple[ShardRecord, ...] = ()
+    failures: tuple[FailureRecord, ...] = ()
+    evaluation: dict[str, float] | None = None
+    drift: dict[str, Any] | None = None
+    totals: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokens = sum(shard.num_tokens for shard in self.shards)
+        totals = {
+            "rows": sum(shard.num_rows for shard in self.shards),
+            "errors": _added(shard.errors for shard in self.shards),
+            "truncated": sum(shard.num_truncated for shard in self.shards),
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / self.seconds) if self.seconds and tokens else 0,
+            "predictions": _added(shard.predictions for shard in self.shards),
+        }
+        object.__setattr__(self, "totals", totals)
+
+    @property
+    def num_errors(self) -> int:
+        return sum(self.totals["errors"].values())
+
+
+def write_manifest(output: Location, manifest: RunManifest) -> None:
+    """Keep the manifest in the output folder, as `runs/<run_id>.json`."""
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    (output / f"runs/{manifest.run_id}.json").write_bytes(text.encode())
+
+
+def read_manifest(output: Location, run_id: str) -> RunManifest | None:
+    """The manifest of a run; None if the run left none."""
+    try:
+        fields = json.loads((output / f"runs/{run_id}.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    del fields["totals"]
+    fields["shards"] = tuple(ShardRecord(**shard) for shard in fields["shards"])
+    fields["failures"] = tuple(FailureRecord(**failure) for failure in fields["failures"])
+    return RunManifest(**fields)
+
+
+def _added(counts: Any) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for name, number in count.items():
+            total[name] = total.get(name, 0) + number
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

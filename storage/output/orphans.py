@@ -1,0 +1,220 @@
+"""What lies in an output that no input accounts for, and its removal.
+
+Owns the judgement of which predictions and attention files are orphans, and which files a killed run left behind.
+Knows nothing about rows: names, stamps and whether an input is there decide. In doubt a file is kept.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.fs as pafs
+
+from storage.footers import FOOTER_READERS
+from storage.input.shards import ShardPlan
+from storage.input.sources import Source
+from storage.locations import TEMPORARY_SUFFIX, Location
+from storage.output.layout import Output, read_stamp
+
+Reason = Literal["input is gone", "superseded", "unknown origin", "left by a killed run"]
+
+_KINDS = ("predictions", "attention")
+_PART = re.compile(r"-\d{5,}-of-\d{5,}$")
+# As `Location.replacing` names them.
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
+
+
+@dataclass(frozen=True, order=True)
+class Orphan:
+    """A file of the output that no input accounts for.
+
+    path: below the output's root. reason: "input is gone"; "superseded", where the input is now cut into other shards,
+    so that its rows would be there twice; "unknown origin", a file without a stamp, which is never removed;
+    "left by a killed run". input: the input file that it was made from, "" where that is not known.
+    """
+
+    path: str
+    reason: Reason
+    input: str
+    num_bytes: int
+
+    @property
+    def why(self) -> str:
+        """The reason in a message."""
+        return f"superseded, {self.input} is cut otherwise now" if self.reason == "superseded" else self.reason
+
+    @property
+    def removable(self) -> bool:
+        return self.reason != "unknown origin"
+
+
+def find_orphans(output: Output, source: Source, plan: ShardPlan, *, is_pattern: bool = False) -> tuple[Orphan, ...]:
+    """Predictions and attention files in the scope of `source` that nothing in `plan` writes, in order of path.
+
+    An input that can't be read keeps its output, and so does one that exists without being part of `source`. Attention
+    of a planned shard that has no predictions yet is not an orphan.
+
+    plan: of this source with this output's settings. is_pattern: `source` was a glob. Which names it would have matched
+    is then not known, so of inputs that are gone nothing is said.
+    """
+    planned = {shard.name for shard in plan.shards}
+    named = {file.relative for file in source.files}
+    unreadable = {file.file for file in plan.unreadable}
+
+    candidates = [
+        (path, name, num_bytes)
+        for path, name, num_bytes in _files(output, _folder_of(source))
+        if name not in planned and _in_scope(source, name)
+    ]
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        made_from = dict(zip(candidates, pool.map(lambda each: _made_from(output, each[0]), candidates), strict=True))
+        others = sorted({file for each in candidates for file in _inputs(each[1], made_from[each])} - named)
+        exists = dict(zip(others, pool.map(lambda file: _exists(source.root / file), others), strict=True))
+
+    found = []
+    for path, name, num_bytes in candidates:
+        file = made_from[path, name, num_bytes]
+        possible = _inputs(name, file)
+        if possible & unreadable or any(exists.get(each) for each in possible):
+            continue
+        if file and _is_one_file(source) and file != source.scope:
+            continue  # of another input, whose name looks like a shard of this one
+        reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
+        if reason == "superseded" or not is_pattern:
+            found.append(Orphan(path, reason, file, num_bytes))
+    return tuple(sorted(found))
+
+
+def find_leftovers(output: Output, scope: str = "") -> tuple[Orphan, ...]:
+    """Temporary files of runs that were killed, in order of path. Hold the output's scope: a live run has them too.
+
+    scope: the folder or file below the root of the input that is looked at; "" for the whole output. Nothing in an
+    object store, where unfinished files are never seen.
+    """
+    if not output.root.is_local or not output.root.is_folder():
+        return ()
+    if scope:
+        infos = [info for kind in _KINDS for info in (output.root / f"{kind}/{os.path.dirname(scope)}").walk()]
+    else:
+        infos = list(output.root.filesystem.get_file_info(pafs.FileSelector(output.root.path)))
+        infos += [info for folder in (*_KINDS, "runs") for info in (output.root / folder).walk()]
+    return tuple(
+        sorted(
+            Orphan(output.root.relative(info.path), "left by a killed run", "", info.size)
+            for info in infos
+            if info.type == pafs.FileType.File and _is_leftover(output.root.relative(info.path), scope)
+        )
+    )
+
+
+def _is_leftover(path: str, scope: str) -> bool:
+    """Whether a path below the output's root is that of a temporary file for something in the scope."""
+    folder, name = os.path.split(path)
+    temporary = _TEMPORARY.fullmatch(name)
+    if not temporary or not scope:
+        return bool(temporary)
+    shard = os.path.join(folder, temporary[1]).partition("/")[2]
+    return shard.startswith(f"{scope}/") or scope.removesuffix(".parquet") in _stems(shard)
+
+
+def clear_superseded(output: Output, plan: ShardPlan, scope: str = "") -> tuple[str, ...]:
+    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and leftovers in `scope`.
+
+    To be called before scoring, with the scope of the plan's source held: an input that has grown or shrunk to another
+    number of shards is then never there twice. Returns the paths removed, below the output's root.
+    """
+    files = {shard.file for shard in plan.shards}
+    planned = {shard.name for shard in plan.shards}
+    stems = {file.removesuffix(".parquet") for file in files}
+    folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    # Names first: the footers of a large output are many, those of names that only other shards had are few.
+    candidates = [
+        (path, num_bytes)
+        for path, name, num_bytes in _files(output, folder)
+        if name not in planned and not stems.isdisjoint(_stems(name))
+    ]
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        origins = pool.map(lambda each: _made_from(output, each[0]), candidates)
+        superseded = [
+            Orphan(path, "superseded", file, num_bytes)
+            for (path, num_bytes), file in zip(candidates, origins, strict=True)
+            if file in files
+        ]
+    return remove(output, [*superseded, *find_leftovers(output, scope)])
+
+
+def remove(output: Output, orphans: Iterable[Orphan]) -> tuple[str, ...]:
+    """Delete the removable ones and, on a local disk, the partition folders that this empties. Returns their paths.
+
+    Predictions go first: stopped halfway, there is attention without predictions, which no reader takes for a result.
+    """
+    doomed = sorted((each for each in orphans if each.removable), key=_deletion_order)
+    for orphan in doomed:
+        (output.root / orphan.path).delete()
+    if output.root.is_local:
+        for orphan in doomed:
+            _remove_empty_folders(Path(output.root.path), Path(orphan.path).parent)
+    return tuple(orphan.path for orphan in doomed)
+
+
+def _deletion_order(orphan: Orphan) -> tuple[bool, str]:
+    return not orphan.path.startswith("predictions/"), orphan.path
+
+
+def _remove_empty_folders(root: Path, folder: Path) -> None:
+    # `predictions` and `attention` themselves stay, as readers' globs name them.
+    while len(folder.parts) > 1:
+        with suppress(OSError):  # not empty, or already gone
+            (root / folder).rmdir()
+        folder = folder.parent
+
+
+def _files(output: Output, folder: str) -> list[tuple[str, str, int]]:
+    """(path below the root, name of the shard, bytes) of the Parquet files in both kinds of `folder`."""
+    found = []
+    for kind in _KINDS:
+        base = output.root / kind
+        for info in (base / folder).walk():
+            name = base.relative(info.path)
+            visible = not any(part.startswith(("_", ".")) for part in name.split("/"))
+            if info.type == pafs.FileType.File and name.endswith(".parquet") and visible:
+                found.append((f"{kind}/{name}", name, info.size))
+    return found
+
+
+def _is_one_file(source: Source) -> bool:
+    return [file.relative for file in source.files] == [source.scope]
+
+
+def _folder_of(source: Source) -> str:
+    return os.path.dirname(source.scope) if _is_one_file(source) else source.scope
+
+
+def _in_scope(source: Source, name: str) -> bool:
+    return not _is_one_file(source) or source.scope.removesuffix(".parquet") in _stems(name)
+
+
+def _stems(name: str) -> set[str]:
+    """The inputs, without .parquet, that could be written to this name: whole, or as one of several shards."""
+    stem = name.removesuffix(".parquet")
+    return {stem, _PART.sub("", stem)}
+
+
+def _inputs(name: str, made_from: str) -> set[str]:
+    """The input that a file was made from or, if that is not known, those that its name would fit."""
+    return {made_from} if made_from else {file for stem in _stems(name) for file in (stem, f"{stem}.parquet")}
+
+
+def _made_from(output: Output, path: str) -> str:
+    """The input that a file of the output was made from; "" if it does not say."""
+    stamp = read_stamp(output.root / path)
+    return stamp.file if stamp else ""
+
+
+def _exists(location: Location) -> bool:
+    return bool(location.info().type != pafs.FileType.NotFound)

@@ -1,0 +1,232 @@
+"""Writing a shard's predictions and attention: schemas, row order, and the commit.
+
+Rows go in as they were read, with the scores of the usable ones; out come exactly as many rows, in the same
+order. Knows nothing about how scores are made.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import FileError
+from storage.input.columns import Columns
+from storage.input.shards import Shard
+from storage.input.tokens import TokenRows
+from storage.locks import Hold
+from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp
+from storage.output.ragged import top_of_rows
+
+# Predictions are narrow; this many rows make a row group of a few megabytes.
+_PREDICTION_GROUP_ROWS = 131_072
+# Level 1 is as small as level 3 on split floats, and a quarter faster. Checksums let readers and `verify` tell a
+# flipped bit from a value.
+_COMPRESSION = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+# Values that Parquet's encoder takes at once; its default of 1,024 costs a tenth more on lists of floats.
+_ENCODED_AT_ONCE = 1 << 16
+# Our float columns and where Parquet keeps their values.
+_PREDICTION_FLOATS = {"score": "score", "probabilities": "probabilities.list.element"}
+_ATTENTION_FLOATS = {"weights": "weights.list.element"}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Who scores: the checkpoint's version, the digest of its files, and its classes in order."""
+
+    checkpoint: str
+    digest: str
+    classes: tuple[str, ...]
+
+
+@contextmanager
+def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["ShardWriter"]:
+    """Yields a writer; when the block ends well, the shard's files appear, attention first.
+
+    If the block raises, or not every row was written, nothing appears. Raises OutputError if the run has lost its hold
+    on the output.
+    """
+    hold = output.hold or Hold(output.root)
+    hold.check()  # before the work, and again after it
+    stamp = Stamp.of(shard, scorer.checkpoint, scorer.digest, output.settings)
+    with ExitStack() as stack:
+        # Left in reverse: the predictions, entered first, are put in place last. That rename is the commit.
+        predictions = stack.enter_context(output.predictions(shard.name).replacing())
+        attention = None
+        if output.settings.attention.kind != "none":
+            attention = stack.enter_context(output.attention(shard.name).replacing())
+        writer = ShardWriter(output, scorer, stamp, predictions, attention)
+        try:
+            yield writer
+            writer.finish()
+            hold.check()
+        finally:
+            writer.close()
+
+
+class ShardWriter:
+    """Takes a shard's rows chunk by chunk. Made by `write_shard`."""
+
+    def __init__(self, output: Output, scorer: Scorer, stamp: Stamp, predictions: Path, attention: Path | None) -> None:
+        self._columns = output.settings.columns
+        self._saving = output.settings.attention
+        self._scorer = scorer
+        self._stamp = stamp
+        self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS)
+        self._attention = _ParquetFile(attention, _ATTENTION_FLOATS) if attention else None
+        self._held: list[pa.Table] = []
+        self._num_rows = self._num_errors = self._num_tokens = 0
+
+    def write(
+        self,
+        table: pa.Table,
+        rows: TokenRows,
+        probabilities: npt.NDArray[np.float32],
+        attention_weights: npt.NDArray[np.float32],
+    ) -> None:
+        """Add N rows as read, of which M are usable.
+
+        probabilities: (M, num_classes). attention_weights: (rows.offsets[-1],), aligned with rows.values.
+        """
+        assert len(rows.usable) == table.num_rows, "the rows that were decoded are those of the table"
+        assert probabilities.shape == (len(rows.offsets) - 1, len(self._scorer.classes)), probabilities.shape
+        assert attention_weights.shape == rows.values.shape, attention_weights.shape
+        ids = self._ids(table)
+        self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, self._scorer))
+        if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
+            self._write_held()
+        if self._attention:
+            self._attention.write(_attention_table(ids, rows, attention_weights, self._saving))
+        self._num_rows += table.num_rows
+        self._num_errors += int(np.count_nonzero(~rows.usable))
+        self._num_tokens += len(rows.values)
+
+    def finish(self) -> None:
+        """Complete both files. Raises FileError unless every row of the shard was written."""
+        if self._num_rows != self._stamp.num_rows:
+            raise FileError(f"{self._num_rows:,} of its {self._stamp.num_rows:,} rows were scored")
+        self._write_held()
+        counts = {"num_errors": self._num_errors, "num_tokens": self._num_tokens}
+        self._predictions.finish({STAMP_KEY: self._stamp.to_json(**counts)}, self._num_rows)
+        if self._attention:
+            self._attention.finish({STAMP_KEY: self._stamp.to_json()}, self._num_rows)
+
+    def close(self) -> None:
+        self._predictions.close()
+        if self._attention:
+            self._attention.close()
+
+    def _write_held(self) -> None:
+        if self._held:
+            self._predictions.write(pa.concat_tables(self._held))
+            self._held = []
+
+    def _ids(self, table: pa.Table) -> pa.ChunkedArray:
+        if self._columns.id in table.column_names:
+            return table[self._columns.id]
+        first = self._stamp.first_row + self._num_rows
+        return pa.chunked_array([pa.array(np.arange(first, first + table.num_rows))])
+
+
+class _ParquetFile:
+    """A Parquet file whose schema is that of its first table, checked before it counts."""
+
+    def __init__(self, path: Path, floats: dict[str, str]) -> None:
+        self._path = path
+        self._floats = floats
+        self._writer: pq.ParquetWriter | None = None
+        self._sink = pa.OSFile(str(path), "wb")
+
+    def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            encoding = _encoding(table.schema, self._floats)
+            self._writer = pq.ParquetWriter(self._sink, table.schema, **encoding, **_COMPRESSION)
+        # One row group: chunk sizes are already what a row group should be.
+        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+
+    def finish(self, key_values: dict[str, str], num_rows: int) -> None:
+        assert self._writer is not None, "a shard without rows is written as one empty table"
+        self._writer.add_key_value_metadata(key_values)
+        self._writer.close()
+        self._sink.close()
+        # A file that closed is not yet one that was written whole.
+        written = pq.read_metadata(self._path).num_rows
+        if written != num_rows:
+            raise FileError(f"{self._path} holds {written:,} rows after writing {num_rows:,}")
+
+    def close(self) -> None:
+        """Let go of the file, finished or not: an open one holds its space on a full disk after it is removed."""
+        if self._writer is not None and self._writer.is_open:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer.is_open = False  # or it would try again when it is collected
+        self._sink.close()
+
+
+def _prediction_table(
+    table: pa.Table,
+    ids: pa.ChunkedArray,
+    rows: TokenRows,
+    probabilities: npt.NDArray[np.float32],
+    columns: Columns,
+    scorer: Scorer,
+) -> pa.Table:
+    num_rows, num_classes = table.num_rows, len(scorer.classes)
+    # usable row -> its place among the scores; None elsewhere, which `take` turns into a null
+    place = pa.array(np.cumsum(rows.usable) - 1, mask=~rows.usable)
+    winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
+    classes = pa.array(scorer.classes, pa.string())
+    best = probabilities[np.arange(len(winners)), winners]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float32()), num_classes)
+    named: dict[str, pa.Array | pa.ChunkedArray] = {"id": ids}
+    for name in columns.keep:
+        if name in table.column_names:
+            named[name] = table[name]
+    named |= {
+        "prediction": classes.take(pa.array(winners)).take(place),
+        "score": pa.array(best, pa.float32()).take(place),
+        "probabilities": vectors.take(place),
+        "num_tokens": pa.array(rows.num_tokens, mask=rows.num_tokens < 0),
+        "truncated": pa.array(rows.truncated),
+        "error": rows.errors,
+        "checkpoint": pa.repeat(scorer.checkpoint, num_rows),
+    }
+    return pa.table(named).replace_schema_metadata({"classes": json.dumps(scorer.classes)})
+
+
+def _attention_table(
+    ids: pa.ChunkedArray, rows: TokenRows, weights: npt.NDArray[np.float32], saving: AttentionSaving
+) -> pa.Table:
+    if saving.kind == "full":
+        lists = {"weights": _lists(pa.array(weights, pa.float32()), rows.offsets, rows.usable)}
+    else:
+        positions, kept, offsets = top_of_rows(weights, rows.offsets, saving.top)
+        lists = {
+            "positions": _lists(pa.array(positions, pa.int32()), offsets, rows.usable),
+            "weights": _lists(pa.array(kept, pa.float32()), offsets, rows.usable),
+        }
+    return pa.table({"id": ids, **lists})
+
+
+def _lists(values: pa.Array, offsets: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_]) -> pa.ListArray:
+    """Lists for all N rows from the offsets of the usable ones; the others are null."""
+    of_all = offsets[np.concatenate(([0], np.cumsum(usable)))].astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(of_all), values, mask=pa.array(~usable))
+
+
+def _encoding(schema: pa.Schema, floats: dict[str, str]) -> dict[str, object]:
+    """Dictionaries for words that repeat; byte-stream-split for floats, whose bytes compress apart."""
+    split = {path: "BYTE_STREAM_SPLIT" for path in floats.values() if path.partition(".")[0] in schema.names}
+    plain = {"id", "num_tokens", "truncated", *floats, "positions"}
+    return {
+        "use_dictionary": [name for name in schema.names if name not in plain],
+        "column_encoding": split,
+        # The least and largest of a row group's weights let nobody skip it, and cost a tenth of the writing.
+        "write_statistics": ["id"] if "weights" in schema.names else True,
+        "write_batch_size": _ENCODED_AT_ONCE,
+    }

@@ -1,0 +1,146 @@
+"""Shards read back as bounded tables, and damage in a file becomes a message rather than wrong rows."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.errors import FileError
+from storage.input.columns import Columns
+from storage.input.reading import read_shard
+from storage.input.shards import ShardLimits, plan_shards
+from storage.input.sources import find_source
+from storage.input.tokens import TokenRules, decode_tokens
+
+
+def tables(source: Path, columns: list[str], rows: int = 10**6, **limits: int) -> list[list[pa.Table]]:
+    """The tables of each shard."""
+    found = find_source(str(source))
+    planned = plan_shards(found, Columns(), ShardLimits(rows=rows))
+    assert not planned.unreadable
+    return [list(read_shard(found.root, shard, columns, **limits)) for shard in planned.shards]
+
+
+def test_shards_together_are_the_file_in_order(put: Callable[..., Path], data: Path) -> None:
+    tokens = [bytes([i % 256]) * (i % 5) for i in range(5000)]
+    put("a.parquet", tokens, id=list(range(5000)), extra=["x"] * 5000, row_group_size=700)
+    shards = tables(data, ["tokens", "id"], rows=1500)
+    assert [sum(table.num_rows for table in shard) for shard in shards] == [2100, 2100, 800]
+    read = pa.concat_tables(table for shard in shards for table in shard)
+    assert sorted(read.column_names) == ["id", "tokens"]
+    assert read["tokens"].to_pylist() == tokens
+    assert read["id"].to_pylist() == list(range(5000))
+
+
+def test_tables_end_at_rows_or_bytes(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"x" * 100] * 6000)
+    assert [table.num_rows for table in tables(data, ["tokens"], chunk_rows=2000)[0]] == [2048, 2048, 1904]
+    assert [table.num_rows for table in tables(data, ["tokens"], chunk_bytes=200_000)[0]] == [2048, 2048, 1904]
+    assert [table.num_rows for table in tables(data, ["tokens"])[0]] == [6000]
+
+
+def test_shard_without_rows_gives_one_empty_table(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [], id=pa.array([], pa.string()))
+    ((table,),) = tables(data, ["tokens", "id"])
+    assert table.num_rows == 0
+    assert table.schema.field("id").type == pa.string()
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+def test_every_codec_reads(codec: str, data: Path) -> None:
+    pq.write_table(pa.table({"tokens": [b"ab"] * 50}), data / "a.parquet", compression=codec)
+    ((table,),) = tables(data, ["tokens"])
+    assert table["tokens"].to_pylist() == [b"ab"] * 50
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.binary(2),
+        pa.dictionary(pa.int8(), pa.binary()),
+        pa.string(),
+        pa.string_view(),
+        pa.list_(pa.uint16()),
+        pa.large_list(pa.int8()),
+        pa.list_(pa.uint8(), 2),
+        pa.list_view(pa.int64()),
+        pa.large_list_view(pa.uint32()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_every_token_type_survives_parquet(kind: pa.DataType, store_schema: bool, data: Path) -> None:
+    text = pa.types.is_string(kind) or pa.types.is_string_view(kind)
+    cells: list[object] = ["ab", None, "bc"] if text else [b"ab", None, b"bc"]
+    if "list" in str(kind):
+        cells = [None if cell is None else list(cell) for cell in cells]  # type: ignore[call-overload]
+    table = pa.table({"tokens": pa.array(cells, kind)})
+    pq.write_table(table, data / "a.parquet", store_schema=store_schema)
+    ((read,),) = tables(data, ["tokens"])
+    rows = decode_tokens(read["tokens"], TokenRules())
+    assert rows.values.tobytes() == b"abbc"
+    assert rows.num_tokens.tolist() == [2, -1, 2]
+
+
+def test_file_that_changed_since_the_plan_is_refused(put: Callable[..., Path], data: Path) -> None:
+    path = put("a.parquet", [b"ab"])
+    found = find_source(str(data))
+    (shard,) = plan_shards(found, Columns(), ShardLimits()).shards
+    put("a.parquet", [b"ab", b"c"])
+    with pytest.raises(FileError, match=r"^changed while the run was on; run the same command again to score what"):
+        list(read_shard(found.root, shard, ["tokens"]))
+    path.unlink()
+    with pytest.raises(FileError, match=r"^vanished while the run was on$"):
+        list(read_shard(found.root, shard, ["tokens"]))
+
+
+def test_damaged_page_is_a_file_error(data: Path) -> None:
+    table = pa.table({"tokens": [bytes([i]) * 50 for i in range(100)]})
+    pq.write_table(table, data / "a.parquet", compression="zstd", use_dictionary=False)
+    content = bytearray((data / "a.parquet").read_bytes())
+    content[100:200] = bytes(100)
+    (data / "a.parquet").write_bytes(content)
+    with pytest.raises(FileError, match=r"^damaged: "):
+        tables(data, ["tokens"])
+
+
+def test_checksums_are_verified_where_a_file_has_them(data: Path) -> None:
+    table = pa.table({"tokens": [random.Random(i).randbytes(50) for i in range(100)]})
+    pq.write_table(table, data / "a.parquet", compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray((data / "a.parquet").read_bytes())
+    content[1000] ^= 1
+    (data / "a.parquet").write_bytes(content)
+    with pytest.raises(FileError, match=r"^damaged: .*CRC"):
+        tables(data, ["tokens"])
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.int16())], ids=str)
+def test_flipped_bits_end_in_a_message_or_in_as_many_rows(codec: str, kind: pa.DataType, data: Path) -> None:
+    """300 files with up to three bits flipped; an exception of another kind, or an abort, fails the test."""
+    draw = random.Random(f"{codec} {kind}")
+    path = data / "a.parquet"
+    cells = [bytes([i]) * (i % 7) if kind == pa.binary() else [i] * (i % 7) for i in range(60)]
+    pq.write_table(pa.table({"tokens": pa.array(cells, kind)}), path, compression=codec, row_group_size=25)
+    whole = path.read_bytes()
+    footer_start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for attempt in range(50):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 1, 3])):
+            content[draw.randrange(footer_start if attempt % 2 else 0, len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        found = find_source(str(data))
+        planned = plan_shards(found, Columns(), ShardLimits(rows=30))
+        for shard in planned.shards:
+            try:
+                read = list(read_shard(found.root, shard, ["tokens"]))
+            except FileError:
+                continue
+            assert sum(table.num_rows for table in read) == shard.num_rows
+            for table in read:
+                assert len(decode_tokens(table["tokens"], TokenRules()).usable) == table.num_rows

@@ -1,0 +1,315 @@
+"""Labelled rows for training: classes in order, sides by group or content, and what was left out counted."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.errors import SourceError
+from storage.input.date_range import DateRange
+from storage.input.tokens import TokenRules
+from storage.labelled.reading import LabelledRows, read_labelled
+from storage.labelled.split import TEST, TRAIN, VALIDATION, assign_splits
+
+TOKENS = [b"%d" % number * 3 for number in range(200)]
+
+
+def sequences(rows: LabelledRows) -> list[bytes]:
+    """The tokens of each row, in the order of reading, from the sides that they are kept in."""
+    contents = [values.tobytes() for values in rows.values]
+    found = []
+    for side, length in zip(rows.splits.tolist(), rows.lengths.tolist(), strict=True):
+        found.append(contents[side][:length])
+        contents[side] = contents[side][length:]
+    assert contents == [b"", b"", b""]
+    return found
+
+
+def test_rows_of_all_files_in_order_with_their_labels(put: Callable[..., Path], data: Path) -> None:
+    put("b.parquet", [b"3"], label=["x"])
+    put("a.parquet", [b"1", b"22"], label=["y", "x"], row_group_size=1)
+    rows = read_labelled(str(data))
+    assert sequences(rows) == [b"1", b"22", b"3"]
+    assert rows.classes == ("x", "y")
+    assert rows.labels.tolist() == [1, 0, 0]
+    assert (len(rows), rows.num_files, rows.num_unlabelled, rows.num_unusable) == (3, 2, 0, 0)
+
+
+def test_strings_are_ordered_by_code_point_and_integers_by_value(put: Callable[..., Path], data: Path) -> None:
+    words = ["b", "a", "é", "B", "aa"]
+    put("a.parquet", TOKENS[:5], label=words, number=pa.array([10, 9, -1, 100, 2], pa.int16()))
+    rows = read_labelled(str(data))
+    assert rows.classes == ("B", "a", "aa", "b", "é")
+    assert [rows.classes[code] for code in rows.labels] == words
+    rows = read_labelled(str(data), label_column="number")
+    assert rows.classes == ("-1", "2", "9", "10", "100")
+    assert [rows.classes[code] for code in rows.labels] == ["10", "9", "-1", "100", "2"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["x", "y", "x"], pa.large_string()),
+        pa.array(["x", "y", "x"], pa.string_view()),
+        pa.array(["x", "y", "x"]).dictionary_encode(),
+    ],
+    ids=lambda labels: str(labels.type),
+)
+def test_every_kind_of_string_labels(labels: pa.Array, put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:3], label=labels)
+    put("b.parquet", TOKENS[:1], label=["y"])
+    rows = read_labelled(str(data))
+    assert (rows.classes, rows.labels.tolist()) == (("x", "y"), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.large_list_view(pa.int8()), pa.list_(pa.int8(), 2)], ids=str)
+def test_every_kind_of_tokens(kind: pa.DataType, put: Callable[..., Path], data: Path) -> None:
+    cells: list[object] = [b"ab", None, b"cd", b"ef"]
+    if kind != pa.binary_view():
+        cells = [cell and list(cell) for cell in cells]  # type: ignore[call-overload]
+    put("a.parquet", pa.array(cells, kind), label=["x", "y", None, "y"])
+    rows = read_labelled(str(data))
+    assert (sequences(rows), rows.labels.tolist()) == ([b"ab", b"ef"], [0, 1])
+
+
+def test_files_may_differ_in_integer_width(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:1], label=pa.array([7], pa.int8()))
+    put("b.parquet", TOKENS[:1], label=pa.array([3], pa.uint32()))
+    assert read_labelled(str(data)).labels.tolist() == [1, 0]
+
+
+def test_rows_of_a_group_stay_together(put: Callable[..., Path], data: Path) -> None:
+    groups = [f"g{number // 4}" for number in range(200)]
+    put("a.parquet", TOKENS, label=["x", "y"] * 100, group=groups)
+    rows = read_labelled(str(data))
+    assert rows.split_by == "group"
+    assert rows.splits.tolist() == assign_splits(group.encode() for group in groups).tolist()
+    assert set(rows.splits.tolist()) == {TRAIN, VALIDATION, TEST}
+
+
+def test_without_groups_equal_content_stays_together(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS * 2, label=["x", "y"] * 200)
+    rows = read_labelled(str(data))
+    assert rows.split_by == "content"
+    assert rows.splits.tolist() == assign_splits(TOKENS * 2).tolist()
+
+
+def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Callable[..., Path], data: Path) -> None:
+    grouped = put("a.parquet", TOKENS[:50], label=["x", "y"] * 25, group=[f"g{number // 4}" for number in range(50)])
+    put("b.parquet", TOKENS[50:], label=["x", "y"] * 75)
+    rows, alone = read_labelled(str(data)), read_labelled(str(grouped))
+    assert (rows.split_by, alone.split_by) == ("group and content", "group")
+    assert rows.splits[:50].tolist() == alone.splits.tolist()
+    assert rows.splits[50:].tolist() == assign_splits(TOKENS[50:]).tolist()
+
+
+def test_rows_without_a_group_are_spread_by_content(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100, group=pa.array(["g", None] * 100))
+    rows = read_labelled(str(data))
+    assert rows.splits[1::2].tolist() == assign_splits(TOKENS[1::2]).tolist()
+    assert set(rows.splits[::2].tolist()) == set(assign_splits([b"g"]).tolist())
+
+
+@pytest.mark.parametrize(
+    "group",
+    [pa.array([7, 8]), pa.array([b"\xff", b"\xfe"]), pa.array(["g", "h"]).dictionary_encode(), pa.array([[1], [2]])],
+    ids=lambda group: str(group.type),
+)
+def test_group_of_any_type(group: pa.Array, put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:2], label=["x", "y"], group=group)
+    rows = read_labelled(str(data))
+    assert rows.splits.tolist() == assign_splits(str(value).encode() for value in group.to_pylist()).tolist()
+
+
+def test_content_has_the_same_side_as_bytes_and_as_integers(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100)
+    put("b.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "y"] * 100)
+    splits = read_labelled(str(data)).splits
+    assert splits[:200].tolist() == splits[200:].tolist()
+
+
+def test_side_gives_the_rows_of_one_side(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100)
+    rows = read_labelled(str(data))
+    values, offsets, labels = rows.side(VALIDATION)
+    chosen = [number for number, side in enumerate(rows.splits.tolist()) if side == VALIDATION]
+    assert values.tobytes() == b"".join(TOKENS[number] for number in chosen)
+    assert offsets.tolist()[1:] == [sum(len(TOKENS[i]) for i in chosen[: n + 1]) for n in range(len(chosen))]
+    assert labels.tolist() == [number % 2 for number in chosen]
+    assert offsets.dtype == labels.dtype == "int64"
+
+
+def test_labels_from_partitions(put: Callable[..., Path], data: Path) -> None:
+    put("label=very%20good/a.parquet", [b"1"])
+    put("label=bad/a.parquet", [b"2", b"3"])
+    rows = read_labelled(str(data))
+    assert (rows.classes, rows.labels.tolist()) == (("bad", "very good"), [0, 0, 1])
+
+
+def test_rows_without_label_or_tokens_are_counted_apart(put: Callable[..., Path], data: Path) -> None:
+    put(
+        "a.parquet",
+        [b"1", b"2", b"", None, b"5", None],
+        label=["x", None, "x", "y", "y", None],
+        group=["g", "h", "i", "j", "k", "l"],
+    )
+    rows = read_labelled(str(data))
+    assert sequences(rows) == [b"1", b"5"]
+    assert (rows.num_unlabelled, rows.num_unusable) == (2, 2)
+    assert rows.splits.tolist() == assign_splits([b"g", b"k"]).tolist()
+
+
+def test_class_that_only_unusable_rows_have_is_none(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"1", b"2", b""], label=["x", "y", "z"])
+    assert read_labelled(str(data)).classes == ("x", "y")
+
+
+def test_rules_apply(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"\x01\x02\x03", b"\x09", b"\x01"], label=["x", "y", "y"])
+    rows = read_labelled(str(data), rules=TokenRules(8, max_tokens=2))
+    assert sequences(rows) == [b"\x01\x02", b"\x01"]
+    assert rows.num_unusable == 1
+
+
+def test_other_column_names(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"0", b"0"], body=["a", "b"], kind=[1, 2], author=["g", "g"])
+    rows = read_labelled(str(data), tokens_column="body", label_column="kind", group_column="author")
+    assert (sequences(rows), rows.classes, rows.split_by) == ([b"a", b"b"], ("1", "2"), "group")
+
+
+def refusal(source: Path) -> str:
+    with pytest.raises(SourceError) as refused:
+        read_labelled(str(source))
+    return str(refused.value)
+
+
+def test_one_class_is_refused(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:2], label=["x", "x"])
+    assert refusal(data) == f"The source {data} has only 'x' in column 'label'; training needs two classes or more."
+
+
+def test_no_label_at_all_is_refused(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:2], label=pa.array([None, None], pa.string()))
+    assert "has no label at all in column 'label'" in refusal(data)
+    put("a.parquet", [], label=pa.array([], pa.string()))
+    assert "has no label at all in column 'label'" in refusal(data)
+
+
+def test_missing_label_column_is_refused_with_the_file_and_what_it_has(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:1], label=["x"])
+    path = put("b.parquet", TOKENS[:1], kind=["x"])
+    assert refusal(data).startswith(f"{path}: column 'label' (label")
+    assert refusal(data).endswith(" is missing; the file has: tokens (binary), kind (string).")
+
+
+def test_labels_of_another_type_are_refused(put: Callable[..., Path], data: Path) -> None:
+    path = put("a.parquet", TOKENS[:2], label=[0.5, 1.5])
+    assert refusal(data) == f"{path}: column 'label' (label) has type double; a label must be a string or an integer."
+
+
+def test_labels_that_are_numbers_here_and_words_there_are_refused(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:1], label=["x"])
+    put("b.parquet", TOKENS[:1], label=[1])
+    assert refusal(data).startswith("The label column holds integers in some files and strings in others")
+
+
+def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:2], label=["x", "y"])
+    for name in ("b", "c", "d"):
+        (data / f"{name}.parquet").write_text("no Parquet")
+    message = refusal(data)
+    assert message.startswith(f"{data}/b.parquet: not a whole Parquet file")
+    assert message.endswith("(2 more files can't be read either)")
+
+
+def test_several_sources_are_read_in_order_and_no_file_twice(put: Callable[..., Path], data: Path) -> None:
+    first = put("one/a.parquet", [b"1"], label=["x"])
+    put("two/b.parquet", [b"2", b"3"], label=["y", "y"])
+    rows = read_labelled([str(data / "one"), str(data / "two"), str(first), str(data)])
+    assert sequences(rows) == [b"1", b"2", b"3"]
+    assert rows.files == (str(first), str(data / "two/b.parquet"))
+
+
+def test_rows_are_named_by_their_file_and_position_there(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", [b"1", None, b"3"], label=["x", "y", "y"], row_group_size=1)
+    put("b.parquet", [b"4", b"5"], label=[None, "x"])
+    rows = read_labelled(str(data))
+    assert [rows.place(row) for row in range(3)] == [
+        f"{data}/a.parquet row 0",
+        f"{data}/a.parquet row 2",
+        f"{data}/b.parquet row 1",
+    ]
+
+
+def test_only_dates_of_the_range_are_read(put: Callable[..., Path], data: Path) -> None:
+    for day in range(1, 6):
+        put(f"date=2026-11-0{day}/a.parquet", [b"%d" % day] * 2, label=["x", "y"])
+    put("date=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"0"], label=["x"])
+    late = read_labelled(str(data), dates=DateRange(window="2d"))
+    assert (sequences(late), late.since) == ([b"4", b"4", b"5", b"5"], "2026-11-04")
+    assert read_labelled(str(data)).since is None
+    assert len(read_labelled(str(data))) == 11
+
+
+def test_range_without_rows_is_refused(put: Callable[..., Path], data: Path) -> None:
+    put("date=2026-11-01/a.parquet", [b"1"], label=["x"])
+    with pytest.raises(SourceError, match=rf"^The source {data} has no file from 2027-01-01 on\. Check the dates\.$"):
+        read_labelled(str(data), dates=DateRange(since=date(2027, 1, 1)))
+
+
+def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100, row_group_size=7)
+    put("b.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "z"] * 100)
+    whole, spilled = read_labelled(str(data)), read_labelled(str(data), memory_bytes=16)
+    assert not any(isinstance(values.base, np.memmap) for values in whole.values)
+    assert all(isinstance(values.base, np.memmap) for values in spilled.values)
+    for side in (TRAIN, VALIDATION, TEST):
+        for one, other in zip(whole.side(side), spilled.side(side), strict=True):
+            assert one.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("memory_bytes", [16, 1 << 20])
+def test_classes_with_too_few_rows_to_train_on_are_left_out_and_counted(
+    memory_bytes: int, put: Callable[..., Path], data: Path
+) -> None:
+    splits = assign_splits(TOKENS)
+    to_train_on, to_test_on = int(np.flatnonzero(splits == TRAIN)[9]), int(np.flatnonzero(splits == TEST)[1])
+    labels = ["a" if number % 2 else "b" for number in range(200)]
+    labels[to_train_on], labels[to_test_on] = "c", "d"
+    put("a.parquet", TOKENS, label=labels)
+    rows = read_labelled(str(data), min_class_rows=1, memory_bytes=memory_bytes)
+    assert (rows.classes, rows.left_out) == (("a", "b", "c"), {"d": 1})
+    rows = read_labelled(str(data), min_class_rows=2, memory_bytes=memory_bytes)
+    assert (rows.classes, rows.left_out) == (("a", "b"), {"c": 1, "d": 1})
+    kept = [number for number in range(200) if number not in (to_train_on, to_test_on)]
+    assert sequences(rows) == [TOKENS[number] for number in kept]
+    assert [rows.classes[code] for code in rows.labels] == [labels[number] for number in kept]
+    assert rows.positions.tolist() == kept
+
+
+def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(
+    put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS[4:8], label=["x", "x", "x", "y"])
+    with pytest.raises(
+        SourceError, match=r"has only 'x' in column 'label' \(y: too few rows to train on\); training needs"
+    ):
+        read_labelled(str(data), min_class_rows=2)
+
+
+def test_duplicates_across_groups_and_conflicting_labels_are_counted(put: Callable[..., Path], data: Path) -> None:
+    groups = [f"g{number}" for number in range(200)]
+    splits = assign_splits(group.encode() for group in groups)
+    tests, trains = np.flatnonzero(splits == TEST), np.flatnonzero(splits == TRAIN)
+    tokens, labels = list(TOKENS), ["x", "y"] * 100
+    tokens[tests[0]] = tokens[trains[0]]  # a test row that training has met
+    labels[tests[0]] = labels[trains[0]]
+    tokens[trains[1]] = tokens[trains[2]]  # the same tokens with two labels
+    labels[trains[1]], labels[trains[2]] = "x", "y"
+    put("a.parquet", tokens, label=labels, group=groups)
+    found = read_labelled(str(data)).duplicates()
+    assert (found.num_rows, found.num_across_sides, found.num_test_rows_seen) == (2, 1, 1)
+    assert (found.num_conflicting, found.num_conflicting_rows) == (1, 2)

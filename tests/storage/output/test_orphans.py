@@ -1,0 +1,311 @@
+"""Orphans and leftovers: what no input accounts for is found and removed, and nothing else is."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.input.shards import ShardLimits, ShardPlan, plan_shards
+from storage.input.sources import Source, find_source
+from storage.locations import Location
+from storage.output.layout import Output, OutputSettings
+from storage.output.orphans import Orphan, clear_superseded, find_leftovers, find_orphans, remove
+
+BOTH = ("attention", "predictions")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(Location.parse(tmp_path / "output"), OutputSettings(limits=ShardLimits(rows=2)))
+
+
+@pytest.fixture
+def dated(put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any]) -> Path:
+    """Two dates, each with a small file and one of three shards, all scored."""
+    for date in ("date=2026-11-01", "date=2026-11-02"):
+        put(f"{date}/a.parquet", [b"ab"])
+        put(f"{date}/b.parquet", [b"ab", b"c"] * 3, row_group_size=2)
+    score(data, output)
+    return data
+
+
+def _planned(source: Path | str, output: Output) -> tuple[Source, ShardPlan]:
+    found = find_source(str(source))
+    return found, plan_shards(found, output.settings.columns, output.settings.limits)
+
+
+def _found(source: Path | str, output: Output, **options: Any) -> list[tuple[str, str]]:
+    return [(orphan.path, orphan.reason) for orphan in find_orphans(output, *_planned(source, output), **options)]
+
+
+def _files(output: Output, kind: str = "predictions") -> list[str]:
+    root = Path(output.root.path) / kind
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def test_output_of_its_input_has_no_orphans(dated: Path, output: Output) -> None:
+    assert _found(dated, output) == []
+
+
+def test_output_of_an_input_that_is_gone_is_found_with_all_of_its_shards(dated: Path, output: Output) -> None:
+    (dated / "date=2026-11-01/b.parquet").unlink()
+
+    assert _found(dated, output) == [
+        (f"{kind}/date=2026-11-01/b-{shard:05d}-of-00003.parquet", "input is gone")
+        for kind in BOTH
+        for shard in range(3)
+    ]
+
+
+def test_output_of_an_input_that_is_cut_otherwise_now_is_superseded(
+    dated: Path, output: Output, put: Callable[..., Path]
+) -> None:
+    put("date=2026-11-02/b.parquet", [b"ab", b"c"] * 2, row_group_size=2)  # two shards, not three
+    put("date=2026-11-02/a.parquet", [b"ab", b"c"] * 2, row_group_size=2)  # two, not one
+
+    orphans = find_orphans(output, *_planned(dated, output))
+
+    names = ["a.parquet", *(f"b-{shard:05d}-of-00003.parquet" for shard in range(3))]
+    assert [(orphan.path, orphan.reason) for orphan in orphans] == [
+        (f"{kind}/date=2026-11-02/{name}", "superseded") for kind in BOTH for name in names
+    ]
+    assert {orphan.input for orphan in orphans} == {"date=2026-11-02/a.parquet", "date=2026-11-02/b.parquet"}
+    assert all(orphan.num_bytes > 0 for orphan in orphans)
+
+
+@pytest.mark.parametrize("scope", ["date=2026-11-02", "date=2026-11-02/a.parquet"])
+def test_outside_of_the_asked_scope_nothing_is_an_orphan(dated: Path, output: Output, scope: str) -> None:
+    shutil.rmtree(dated / "date=2026-11-01")
+    (dated / "date=2026-11-02/b.parquet").unlink()
+
+    gone = [path for path, _ in _found(dated / scope, output)]
+
+    if scope.endswith(".parquet"):
+        assert gone == []
+    else:
+        assert {Path(path).parts[1] for path in gone} == {"date=2026-11-02"}
+        assert len(gone) == 6
+
+
+def test_of_one_file_its_own_other_shards_are_orphans(dated: Path, output: Output, put: Callable[..., Path]) -> None:
+    path = put("date=2026-11-02/b.parquet", [b"ab"])
+    (dated / "date=2026-11-02/a.parquet").unlink()
+
+    assert {(Path(path).name, reason) for path, reason in _found(path, output)} == {
+        (f"b-{shard:05d}-of-00003.parquet", "superseded") for shard in range(3)
+    }
+
+
+def test_another_input_whose_name_looks_like_a_shard_is_not_taken_for_one(
+    put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    put("b-00000-of-00002.parquet", [b"x"])
+    score(data, output)
+    put("b.parquet", [b"ab"])
+
+    assert _found(data, output) == []
+    assert _found(data / "b.parquet", output) == []
+    (data / "b-00000-of-00002.parquet").unlink()
+    assert _found(data / "b.parquet", output) == []
+    assert _found(data, output) == [(f"{kind}/b-00000-of-00002.parquet", "input is gone") for kind in BOTH]
+
+
+def test_a_glob_says_nothing_of_inputs_that_it_does_not_name(
+    dated: Path, output: Output, put: Callable[..., Path]
+) -> None:
+    (dated / "date=2026-11-01/b.parquet").unlink()
+    put("date=2026-11-02/a.parquet", [b"ab", b"c"] * 2, row_group_size=2)
+
+    assert _found(f"{dated}/*/a.parquet", output, is_pattern=True) == [
+        (f"{kind}/date=2026-11-02/a.parquet", "superseded") for kind in BOTH
+    ]
+
+
+def test_output_of_an_input_that_cannot_be_read_is_kept(dated: Path, output: Output) -> None:
+    (dated / "date=2026-11-01/b.parquet").write_text("cut short")
+
+    assert _found(dated, output) == []
+
+
+def test_output_of_an_input_that_vanished_while_it_was_planned_is_kept(dated: Path, output: Output) -> None:
+    source = find_source(str(dated))
+    (dated / "date=2026-11-01/b.parquet").unlink()
+    plan = plan_shards(source, output.settings.columns, output.settings.limits)
+
+    assert [file.file for file in plan.unreadable] == ["date=2026-11-01/b.parquet"]
+    assert find_orphans(output, source, plan) == ()
+
+
+def test_output_of_an_input_that_the_source_leaves_out_is_kept(
+    put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    put("a.parquet")
+    score(put("notes.txt"), output)  # named outright: in a folder, its suffix does not count
+
+    assert _found(data, output) == []
+
+
+def test_attention_of_a_planned_shard_without_predictions_is_pending_and_no_orphan(dated: Path, output: Output) -> None:
+    (Path(output.root.path) / "predictions/date=2026-11-01/a.parquet").unlink()
+
+    assert _found(dated, output) == []
+
+
+def test_attention_alone_of_an_input_that_is_gone_is_an_orphan(dated: Path, output: Output) -> None:
+    (Path(output.root.path) / "predictions/date=2026-11-01/a.parquet").unlink()
+    (dated / "date=2026-11-01/a.parquet").unlink()
+
+    assert _found(dated, output) == [("attention/date=2026-11-01/a.parquet", "input is gone")]
+
+
+def test_a_file_that_does_not_say_what_made_it_is_told_and_never_removed(dated: Path, output: Output) -> None:
+    strange = Path(output.root.path) / "predictions/date=2026-11-01/mine.parquet"
+    shutil.copy(dated / "date=2026-11-01/a.parquet", strange)
+
+    (orphan,) = find_orphans(output, *_planned(dated, output))
+
+    assert (orphan.path, orphan.reason) == ("predictions/date=2026-11-01/mine.parquet", "unknown origin")
+    assert remove(output, [orphan]) == ()
+    assert strange.exists()
+
+
+def test_files_that_are_not_parquet_are_passed_over(dated: Path, output: Output) -> None:
+    for name in ("README", "_SUCCESS", ".hidden.parquet", "_old/a.parquet"):
+        path = Path(output.root.path) / "predictions" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+
+    assert _found(dated, output) == []
+
+
+def test_an_output_that_is_not_there_has_neither(put: Callable[..., Path], data: Path, output: Output) -> None:
+    put("a.parquet")
+
+    assert _found(data, output) == []
+    assert find_leftovers(output) == ()
+    assert clear_superseded(output, _planned(data, output)[1]) == ()
+
+
+def _leave(output: Output, *paths: str) -> None:
+    for path in paths:
+        place = Path(output.root.path) / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"unfinished")
+
+
+LEFT = (
+    "._dataset.json.0123abcd.tmp",
+    "attention/date=2026-11-01/.a.parquet.0123abcd.tmp",
+    "predictions/.a.parquet.89abcdef.tmp",
+    "runs/.5.json.0123abcd.tmp",
+)
+
+
+def test_leftovers_of_killed_runs_are_found_in_each_place_where_a_run_writes(dated: Path, output: Output) -> None:
+    kept = (".a.tmp", "predictions/a.0123abcd.tmp", "predictions/.a.parquet.0123abcd", "elsewhere/.a.0123abcd.tmp")
+    _leave(output, *LEFT, *kept)
+
+    leftovers = find_leftovers(output)
+
+    assert leftovers == tuple(Orphan(path, "left by a killed run", "", len(b"unfinished")) for path in LEFT)
+
+
+@pytest.mark.parametrize(
+    ("scope", "found"),
+    [
+        ("date=2026-11-01", ["date=2026-11-01/.a.parquet.0123abcd.tmp"]),
+        ("date=2026-11-02/a.parquet", ["date=2026-11-02/.a-00000-of-00002.parquet.0123abcd.tmp"]),
+        ("date=2026-11-03", []),
+    ],
+)
+def test_only_leftovers_of_the_part_that_is_held_are_found(output: Output, scope: str, found: list[str]) -> None:
+    names = (
+        "date=2026-11-01/.a.parquet.0123abcd.tmp",
+        "date=2026-11-011/.a.parquet.0123abcd.tmp",
+        "date=2026-11-02/.a-00000-of-00002.parquet.0123abcd.tmp",
+        "date=2026-11-02/.ab.parquet.0123abcd.tmp",
+    )
+    _leave(output, "runs/.5.json.0123abcd.tmp", *(f"predictions/{name}" for name in names))
+
+    assert [each.path for each in find_leftovers(output, scope)] == [f"predictions/{name}" for name in found]
+
+
+def test_a_file_being_replaced_has_a_name_that_counts_as_leftover(output: Output) -> None:
+    with output.predictions("a.parquet").replacing() as temporary:
+        temporary.write_bytes(b"unfinished")
+        (leftover,) = find_leftovers(output)
+
+        assert leftover.path == f"predictions/{temporary.name}"
+
+
+def test_removal_takes_predictions_first_then_attention_and_the_folders_it_empties(
+    dated: Path, output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(dated / "date=2026-11-01")
+    (dated / "date=2026-11-02/a.parquet").unlink()
+    deleted: list[str] = []
+    delete = Location.delete
+    monkeypatch.setattr(Location, "delete", lambda self: (deleted.append(self.path), delete(self)))
+
+    removed = remove(output, find_orphans(output, *_planned(dated, output)))
+
+    assert [output.root.relative(path) for path in deleted] == list(removed)
+    assert [path.split("/")[0] for path in removed] == ["predictions"] * 5 + ["attention"] * 5
+    for kind in BOTH:
+        assert _files(output, kind) == [f"date=2026-11-02/b-{shard:05d}-of-00003.parquet" for shard in range(3)]
+        assert not (Path(output.root.path) / kind / "date=2026-11-01").exists()
+
+
+def test_the_two_kinds_keep_their_folder_when_nothing_is_left(
+    put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    put("a.parquet")
+    score(data, output)
+    (data / "a.parquet").rename(data / "b.parquet")
+
+    assert len(remove(output, find_orphans(output, *_planned(data, output)))) == 2
+    assert sorted(path.name for path in Path(output.root.path).iterdir() if path.is_dir()) == list(BOTH)
+
+
+def test_removing_what_is_already_gone_is_fine(dated: Path, output: Output) -> None:
+    shutil.rmtree(dated / "date=2026-11-01")
+    orphans = find_orphans(output, *_planned(dated, output))
+
+    assert remove(output, orphans) == remove(output, orphans)
+
+
+def test_before_scoring_what_is_superseded_goes_with_the_leftovers(
+    dated: Path, output: Output, put: Callable[..., Path]
+) -> None:
+    put("date=2026-11-02/b.parquet", [b"ab", b"c"] * 2, row_group_size=2)
+    (dated / "date=2026-11-01/a.parquet").unlink()  # an orphan, but none of an input that is scored
+    _leave(output, *LEFT)
+    before = set(_files(output))
+
+    removed = clear_superseded(output, _planned(dated, output)[1])
+
+    shards = [f"date=2026-11-02/b-{shard:05d}-of-00003.parquet" for shard in range(3)]
+    assert sorted(removed) == sorted([*(f"{kind}/{shard}" for kind in BOTH for shard in shards), *LEFT])
+    assert set(_files(output)) == before - {*shards, ".a.parquet.89abcdef.tmp"}
+
+
+def test_before_scoring_a_slice_the_rest_is_left_alone(dated: Path, output: Output, put: Callable[..., Path]) -> None:
+    for date in ("date=2026-11-01", "date=2026-11-02"):
+        put(f"{date}/b.parquet", [b"ab"])
+
+    removed = clear_superseded(output, _planned(dated / "date=2026-11-02", output)[1])
+
+    assert {Path(path).parts[1] for path in removed} == {"date=2026-11-02"}
+    assert len(removed) == 6
+
+
+def test_before_scoring_another_input_named_like_a_shard_is_left_alone(
+    put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    put("b-00000-of-00002.parquet", [b"x"])
+    score(data, output)
+    b = put("b.parquet", [b"ab"])
+
+    assert clear_superseded(output, _planned(b, output)[1]) == ()

@@ -1,0 +1,424 @@
+"""The whole path from Parquet to Parquet: every row there once, in order, with its own scores; all or nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.errors import FileError
+from storage.input.columns import Columns
+from storage.input.shards import Shard, ShardLimits
+from storage.input.sources import Source
+from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.locations import Location
+from storage.output.layout import AttentionSaving, Output, OutputSettings, read_stamp
+from storage.output.predictions import Scorer, write_shard
+
+CLASSES = ("even", "odd", "third")
+TOKENS = [b"ab", b"", None, b"cde", b"\xff", b"f" * 9]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(Location.parse(tmp_path / "out"), OutputSettings())
+
+
+def with_settings(output: Output, **changes: object) -> Output:
+    return Output(output.root, replace(output.settings, **changes))  # type: ignore[arg-type]
+
+
+def predictions(output: Output, name: str) -> pa.Table:
+    return pq.ParquetFile(output.predictions(name).path).read()
+
+
+def attention(output: Output, name: str) -> pa.Table:
+    return pq.ParquetFile(output.attention(name).path).read()
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def expected_row(row_id: object, tokens: list[int] | None, max_tokens: int | None, top: int) -> dict[str, object]:
+    """What the scorer of these tests makes of one row, by itself."""
+    error = "tokens are null" if tokens is None else "no tokens" if not tokens else None
+    row: dict[str, object] = {"id": row_id, "num_tokens": None if tokens is None else len(tokens), "error": error}
+    row["truncated"] = False
+    row |= dict.fromkeys(["prediction", "score", "probabilities", "positions", "weights"])
+    if error or tokens is None:
+        return row
+    scored = tokens[:max_tokens]
+    row["truncated"] = len(scored) < len(tokens)
+    parts = [1.0, sum(scored) % 7, sum(scored) % 5]
+    probabilities = [np.float32(part / sum(parts)) for part in parts]
+    row["prediction"] = CLASSES[probabilities.index(max(probabilities))]
+    row["score"], row["probabilities"] = max(probabilities), probabilities
+    weights = [np.float32((token + 1) / (sum(scored) + len(scored))) for token in scored]
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:top] if top else range(len(weights))
+    row["positions"], row["weights"] = list(order), [weights[position] for position in order]
+    return row
+
+
+@st.composite
+def inputs(draw: st.DrawFn) -> tuple[list[object] | None, pa.Array, list[list[int] | None]]:
+    """Ids, a tokens column and what its cells say."""
+    kind = draw(st.sampled_from([pa.binary(), pa.large_list(pa.int32()), pa.list_(pa.uint8())]))
+    cells = draw(st.lists(st.none() | st.binary(max_size=6), max_size=40))
+    said = [None if cell is None else list(cell) for cell in cells]
+    column = pa.array(cells if kind == pa.binary() else said, kind)
+    choices: list[list[object] | None] = [None, list(range(len(cells))), [f"row {i // 2}" for i in range(len(cells))]]
+    return draw(st.sampled_from(choices)), column, said
+
+
+@given(
+    inputs(),
+    st.integers(1, 15),
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.none() | st.integers(1, 4),
+    st.sampled_from(["full", "none", "top:1", "top:3"]),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_row_comes_out_once_in_order_with_its_own_scores(
+    data: Path,
+    tmp_path: Path,
+    put: Callable[..., Path],
+    score: Callable[..., tuple[Shard, ...]],
+    drawn: tuple[list[object] | None, pa.Array, list[list[int] | None]],
+    row_group_size: int,
+    shard_rows: int,
+    chunk_rows: int,
+    max_tokens: int | None,
+    saving: str,
+) -> None:
+    ids, column, said = drawn
+    put("a.parquet", column, row_group_size=row_group_size, **({} if ids is None else {"id": ids}))
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    kind = AttentionSaving.parse(saving)
+    chosen = OutputSettings(limits=ShardLimits(rows=shard_rows), attention=kind, max_tokens=max_tokens)
+    output = Output(Location.parse(tmp_path / "out"), chosen)
+    shards = score(data, output, chunk_rows=chunk_rows)
+
+    row_ids = list(range(len(said))) if ids is None else ids
+    expected = [expected_row(*row, max_tokens, kind.top) for row in zip(row_ids, said, strict=True)]
+    rows = [row for shard in shards for row in predictions(output, shard.name).to_pylist()]
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert {name: row[name] for name in wanted if name not in ("weights", "positions")} == {
+            name: value for name, value in wanted.items() if name not in ("weights", "positions")
+        }
+        assert row["checkpoint"] == "v1"
+    if saving == "none":
+        assert not (tmp_path / "out/attention").exists()
+        return
+    saved = [row for shard in shards for row in attention(output, shard.name).to_pylist()]
+    names = ["id", "weights"] if saving == "full" else ["id", "positions", "weights"]
+    assert saved == [{name: row[name] for name in names} for row in expected]
+    for row, wanted in zip(saved, expected, strict=True):
+        if saving == "full" and not wanted["error"]:
+            assert sum(row["weights"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_columns_and_types(data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]) -> None:
+    put("a.parquet", TOKENS, id=[f"r{i}" for i in range(6)], n=pa.array(range(6), pa.int8()), tags=[["x"]] * 6)
+    score(data, with_settings(output, columns=Columns(keep=("n", "tags"))))
+    assert pq.read_schema(output.predictions("a.parquet").path).remove_metadata() == pa.schema(
+        {
+            "id": pa.string(),
+            "n": pa.int8(),
+            "tags": pa.list_(pa.field("element", pa.string())),
+            "prediction": pa.string(),
+            "score": pa.float32(),
+            "probabilities": pa.list_(pa.field("element", pa.float32()), 3),
+            "num_tokens": pa.int64(),
+            "truncated": pa.bool_(),
+            "error": pa.string(),
+            "checkpoint": pa.string(),
+        }
+    )
+    assert predictions(output, "a.parquet")["n"].to_pylist() == list(range(6))
+    assert pq.read_schema(output.attention("a.parquet").path).remove_metadata() == pa.schema(
+        {"id": pa.string(), "weights": pa.list_(pa.field("element", pa.float32()))}
+    )
+
+
+def test_order_of_classes_is_in_the_schemas_metadata(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("a.parquet", TOKENS)
+    score(data, output)
+    metadata = pq.read_schema(output.predictions("a.parquet").path).metadata
+    assert json.loads(metadata[b"classes"]) == list(CLASSES)
+    row = predictions(output, "a.parquet").to_pylist()[0]
+    assert row["prediction"] == CLASSES[row["probabilities"].index(row["score"])]
+
+
+def test_footers_tell_what_the_files_were_made_from(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
+) -> None:
+    put("a.parquet", TOKENS, row_group_size=2)
+    shards = score(data, with_settings(output, limits=ShardLimits(rows=4)))
+    assert len(shards) == 2
+    for shard in shards:
+        stamp = read_stamp(output.predictions(shard.name))
+        assert stamp is not None
+        assert stamp == read_stamp(output.attention(shard.name))
+        assert (stamp.file, stamp.fingerprint) == ("a.parquet", shard.fingerprint)
+        assert (stamp.first_row, stamp.num_rows) == (shard.first_row, shard.num_rows)
+        assert (stamp.checkpoint, stamp.checkpoint_digest) == ("v1", "d" * 32)
+    counts = json.loads(pq.read_metadata(output.predictions(shards[0].name).path).metadata[b"attnlstm"])
+    assert (counts["num_errors"], counts["num_tokens"]) == (2, 5)
+
+
+def test_files_come_out_byte_for_byte_the_same(
+    data: Path, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("d=1/a.parquet", TOKENS * 300, id=list(range(1800)), row_group_size=500)
+    put("b.parquet", pa.array([[1, 2], [3]]))
+    written = []
+    for name in ("one", "two"):
+        score(data, Output(Location.parse(tmp_path / name), OutputSettings(limits=ShardLimits(rows=600))))
+        written.append(files_below(tmp_path / name))
+    assert written[0] == written[1]
+    assert sorted(written[0]) == [
+        "_dataset.json",
+        "attention/b.parquet",
+        "attention/d=1/a-00000-of-00002.parquet",
+        "attention/d=1/a-00001-of-00002.parquet",
+        "predictions/b.parquet",
+        "predictions/d=1/a-00000-of-00002.parquet",
+        "predictions/d=1/a-00001-of-00002.parquet",
+    ]
+
+
+@pytest.mark.parametrize("rows", [[], [None, b"", None]])
+def test_shard_without_a_usable_row(
+    rows: list[bytes | None], data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("a.parquet", rows, id=pa.array(range(len(rows)), pa.int32()))
+    score(data, output)
+    table = predictions(output, "a.parquet")
+    assert table["error"].to_pylist() == ["tokens are null", "no tokens", "tokens are null"][: len(rows)]
+    assert table["prediction"].null_count == table["probabilities"].null_count == len(rows)
+    assert attention(output, "a.parquet").to_pylist() == [{"id": i, "weights": None} for i in range(len(rows))]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([2**63, 1, 1], pa.uint64()),
+        pa.array(["a", None, "a"], pa.string_view()),
+        pa.array(["a", "b", "a"]).dictionary_encode(),
+        pa.array([0, 1, None], pa.timestamp("us", "UTC")),
+        pa.array([b"ab", b"cd", b"ef"], pa.binary(2)),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_id_of_any_scalar_type_is_carried_through(
+    ids: pa.Array, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("a.parquet", TOKENS[:3], id=ids)
+    score(data, output)
+    for table in (predictions(output, "a.parquet"), attention(output, "a.parquet")):
+        assert table["id"].to_pylist() == ids.to_pylist()
+        assert table["id"].type == ids.type
+
+
+def test_rows_without_ids_are_known_by_their_position_in_the_file(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
+) -> None:
+    put("a.parquet", [b"x"] * 10, row_group_size=2)
+    shards = score(data, with_settings(output, limits=ShardLimits(rows=4)), chunk_rows=1)
+    assert [predictions(output, shard.name)["id"].to_pylist() for shard in shards] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+    ]
+
+
+def test_kept_columns_may_have_the_names_of_attentions_columns(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("a.parquet", TOKENS[:2], weights=["heavy", "light"], positions=[{"x": 1}, {"x": 2}])
+    score(data, with_settings(output, columns=Columns(keep=("weights", "positions"))))
+    assert predictions(output, "a.parquet")["weights"].to_pylist() == ["heavy", "light"]
+
+
+def test_exception_in_the_block_leaves_no_file(
+    data: Path,
+    output: Output,
+    scorer: Scorer,
+    put: Callable[..., Path],
+    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
+) -> None:
+    put("a.parquet", TOKENS)
+    _, (shard,) = plan(data, output)
+    table = pa.table({"tokens": TOKENS})
+    rows = decode_tokens(table["tokens"], TokenRules())
+
+    def stop_after(num_writes: int) -> None:
+        with write_shard(output, shard, scorer) as writer:
+            for _ in range(num_writes):
+                writer.write(table, rows, *flat_scores(rows))
+            raise RuntimeError("stop")
+
+    for num_writes in (0, 1):
+        with pytest.raises(RuntimeError, match="stop"):
+            stop_after(num_writes)
+        assert files_below(Path(output.root.path)) == {}
+
+
+def test_exception_in_the_block_keeps_the_old_files(
+    data: Path, output: Output, scorer: Scorer, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
+) -> None:
+    put("a.parquet", TOKENS)
+    (shard,) = score(data, output)
+    before = files_below(Path(output.root.path))
+    with pytest.raises(RuntimeError, match="stop"), write_shard(output, shard, scorer):
+        raise RuntimeError("stop")
+    assert files_below(Path(output.root.path)) == before
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_fewer_or_more_rows_than_the_shard_has_leave_no_file(
+    times: int,
+    data: Path,
+    output: Output,
+    scorer: Scorer,
+    put: Callable[..., Path],
+    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
+) -> None:
+    put("a.parquet", TOKENS)
+    _, (shard,) = plan(data, output)
+    table = pa.table({"tokens": TOKENS})
+    rows = decode_tokens(table["tokens"], TokenRules())
+
+    def write() -> None:
+        with write_shard(output, shard, scorer) as writer:
+            for _ in range(times):
+                writer.write(table, rows, *flat_scores(rows))
+
+    with pytest.raises(FileError, match=rf"^{6 * times} of its 6 rows were scored"):
+        write()
+    assert files_below(Path(output.root.path)) == {}
+
+
+@pytest.mark.parametrize("fails", ["attention", "predictions"])
+def test_attention_is_in_place_before_the_predictions(
+    fails: str,
+    data: Path,
+    output: Output,
+    put: Callable[..., Path],
+    score: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put("a.parquet", TOKENS)
+    rename = os.replace
+
+    def stop_at(source: Path, target: Path) -> None:
+        if f"/{fails}/" in str(target):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", stop_at)
+    with pytest.raises(OSError, match="No space left on device"):
+        score(data, output)
+    left = ["attention/a.parquet"] if fails == "predictions" else []
+    assert sorted(files_below(Path(output.root.path))) == ["_dataset.json", *left]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes", "num_tokens"), [(3, 3, 15), (5, 3, 15), (4, 2, 15), (4, 3, 14), (4, 3, 16)]
+)
+def test_scores_that_do_not_fit_the_rows_are_never_written(
+    num_rows: int,
+    num_classes: int,
+    num_tokens: int,
+    data: Path,
+    output: Output,
+    scorer: Scorer,
+    put: Callable[..., Path],
+    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
+) -> None:
+    put("a.parquet", TOKENS)
+    _, (shard,) = plan(data, output)
+    table = pa.table({"tokens": TOKENS})
+    rows = decode_tokens(table["tokens"], TokenRules())
+    assert (len(rows.offsets) - 1, len(rows.values)) == (4, 15)
+    probabilities = np.full((num_rows, num_classes), 0.5, np.float32)
+    with pytest.raises(AssertionError), write_shard(output, shard, scorer) as writer:
+        writer.write(table, rows, probabilities, np.zeros(num_tokens, np.float32))
+    assert files_below(Path(output.root.path)) == {}
+
+
+def flat_scores(rows: TokenRows) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((len(rows.offsets) - 1, 3), 1 / 3, np.float32), np.zeros(len(rows.values), np.float32)
+
+
+@pytest.fixture
+def partitioned(data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]) -> Output:
+    put("date=2026-11-01/a.parquet", TOKENS, id=[1, 2, 3, 4, 5, 6])
+    put("date=2026-11-02/a.parquet", [b"zz", None], id=[7, 8])
+    score(data, output)
+    return output
+
+
+def test_duckdb_reads_the_output(partitioned: Output) -> None:
+    place = f"{partitioned.root.path}/predictions/**/*.parquet"
+    with duckdb.connect() as connection:
+        counts = connection.sql(f"SELECT prediction, count(*) FROM '{place}' GROUP BY 1").fetchall()
+        types = dict(connection.sql(f"DESCRIBE SELECT * FROM '{place}'").project("column_name, column_type").fetchall())
+        days = connection.sql(f"SELECT date, count(error) FROM '{place}' GROUP BY 1 ORDER BY 1").fetchall()
+        lengths = connection.sql(
+            f"SELECT len(weights) = num_tokens FROM '{place}' JOIN "
+            f"'{partitioned.root.path}/attention/**/*.parquet' USING (id) WHERE error IS NULL"
+        ).fetchall()
+    assert sum(count for _, count in counts) == 8
+    assert {name for name, _ in counts} <= {*CLASSES, None}
+    assert types | {"date": "", "probabilities": types["probabilities"][:5]} == {
+        "id": "BIGINT",
+        "prediction": "VARCHAR",
+        "score": "FLOAT",
+        "probabilities": "FLOAT",
+        "num_tokens": "BIGINT",
+        "truncated": "BOOLEAN",
+        "error": "VARCHAR",
+        "checkpoint": "VARCHAR",
+        "date": "",
+    }
+    assert [count for _, count in days] == [2, 1]
+    assert lengths == [(True,)] * 5
+
+
+def test_polars_reads_the_output(partitioned: Output) -> None:
+    frame = pl.read_parquet(f"{partitioned.root.path}/predictions/", hive_partitioning=True)
+    assert frame.height == 8
+    assert frame.schema["probabilities"] == pl.Array(pl.Float32, 3)
+    assert frame.schema["score"] == pl.Float32
+    assert frame.schema["prediction"] == pl.String
+    assert frame.filter(pl.col("error").is_null()).select(pl.col("probabilities").arr.sum()).to_series().to_list() == (
+        pytest.approx([1.0] * 5)
+    )
+    weights = pl.read_parquet(f"{partitioned.root.path}/attention/date=2026-11-01/a.parquet")
+    assert weights.schema == {"id": pl.Int64, "weights": pl.List(pl.Float32)}
+
+
+def test_pandas_reads_the_output(partitioned: Output) -> None:
+    frame = pd.read_parquet(f"{partitioned.root.path}/predictions")
+    assert frame["id"].tolist() == list(range(1, 9))
+    assert frame["score"].dtype == np.float32
+    assert frame["truncated"].dtype == bool
+    assert frame["error"].isna().sum() == 5
+    assert frame.loc[0, "probabilities"].dtype == np.float32

@@ -1,0 +1,520 @@
+"""Verification finds each way in which an output can be wrong, at its exact place, and nothing in a right one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.input.columns import Columns
+from storage.input.shards import ShardLimits, plan_shards
+from storage.input.sources import find_source
+from storage.locations import Location
+from storage.output.layout import STAMP_KEY, AttentionSaving, Output, OutputSettings
+from storage.output.predictions import Scorer
+from storage.output.verification import VerificationReport, verify_output
+
+ROWS = 40
+NULL_ROW, EMPTY_ROW, LONG_ROW = 3, 11, 23
+TOKENS = [bytes((31 * row + 7 * place) % 251 for place in range(2 + row % 9)) for row in range(ROWS)]
+TOKENS[LONG_ROW] = bytes(range(2, 60))
+TOKENS[NULL_ROW] = None  # type: ignore[call-overload]
+TOKENS[EMPTY_ROW] = b""
+IDS = [f"id-{row}" if row % 10 else None for row in range(ROWS)]
+MAX_TOKENS = 17
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return _output(tmp_path)
+
+
+def _output(tmp_path: Path, saving: str = "full", **settings: Any) -> Output:
+    given = {"columns": Columns(keep=("origin",)), "max_tokens": MAX_TOKENS} | settings
+    return Output(Location.parse(tmp_path / "output"), OutputSettings(attention=AttentionSaving.parse(saving), **given))
+
+
+@pytest.fixture
+def filled(put: Callable[..., Path], data: Path) -> Path:
+    put("part.parquet", TOKENS, id=IDS, origin=[f"sensor {row % 3}" for row in range(ROWS)], row_group_size=13)
+    return data
+
+
+def _verify(data: Path | str, output: Output, **options: Any) -> VerificationReport:
+    source = find_source(str(data))
+    return verify_output(
+        output, source, plan_shards(source, output.settings.columns, output.settings.limits), **options
+    )
+
+
+def _path(output: Output, kind: str = "predictions", name: str = "part.parquet") -> Path:
+    return Path(output.root.path) / kind / name
+
+
+def _rewrite(output: Output, kind: str, change: Change, name: str = "part.parquet", **stamp: Any) -> None:
+    """The file with other rows, and the metadata that it had but for these fields of the stamp."""
+    path = _path(output, kind, name)
+    metadata = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
+    metadata[STAMP_KEY.encode()] = json.dumps(json.loads(metadata[STAMP_KEY.encode()]) | stamp).encode()
+    pq.write_table(change(pq.read_table(path, partitioning=None)).replace_schema_metadata(metadata), path)
+
+
+def _restamp(output: Output, kind: str, **stamp: Any) -> None:
+    _rewrite(output, kind, lambda table: table, **stamp)
+
+
+def _set(column: str, row: int, value: Any) -> Change:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value(values[row]) if callable(value) else value
+        field = table.schema.field(column)
+        return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
+
+    return change
+
+
+@pytest.mark.parametrize("saving", ["full", "top:3", "none"])
+@pytest.mark.parametrize("long_rows", ["truncate", "error"])
+def test_right_output_has_no_problems(
+    filled: Path, tmp_path: Path, score: Callable[..., Any], saving: str, long_rows: str
+) -> None:
+    output = _output(tmp_path, saving, long_rows=long_rows, limits=ShardLimits(rows=20))
+    shards = score(filled, output, chunk_rows=7)
+
+    report = _verify(filled, output)
+
+    assert len(shards) == 2
+    assert (report.problems, report.num_more, report.num_rows, report.num_files) == ((), 0, ROWS, 2)
+
+
+def test_rows_without_an_id_column_are_right_by_their_position_in_the_input(
+    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+) -> None:
+    put("part.parquet", TOKENS, row_group_size=13)
+    output = _output(tmp_path, columns=Columns(), limits=ShardLimits(rows=20))
+    score(data, output)
+    assert _verify(data, output).problems == ()
+
+    _rewrite(output, "predictions", _set("id", 2, 2), name="part-00001-of-00002.parquet")
+    (problem,) = _verify(data, output).problems
+    assert str(problem) == "predictions/part-00001-of-00002.parquet, row 2: id is 2, expected 28"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pa.array([float("nan"), None, 0.5] * 4, pa.float64()),
+        pa.array([[1.0, float("nan")], None, []] * 4, pa.list_(pa.float64())),
+        pa.array([{"a": 1}, None, {"a": None}] * 4),
+        pa.array(["x", None, "y"] * 4).dictionary_encode(),
+        pa.array(["x", None, "y"] * 4, pa.string_view()),
+        pa.array([1, None, 3] * 4, pa.timestamp("ns", "UTC")),
+        pa.nulls(12),
+    ],
+    ids=lambda kept: str(kept.type),
+)
+def test_kept_columns_of_any_type_are_compared(
+    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any], kept: pa.Array
+) -> None:
+    put("part.parquet", [b"ab"] * 12, kept=kept)
+    output = _output(tmp_path, columns=Columns(keep=("kept",)))
+    score(data, output)
+    assert _verify(data, output).problems == ()
+
+    if kept.null_count < len(kept):
+        shifted = pa.concat_arrays([kept[:6], kept[7:], kept[:1]])  # differs from row 6 to row 11
+        change: Change = lambda table: table.set_column(1, table.schema.field("kept"), shifted)  # noqa: E731
+        _rewrite(output, "predictions", change)
+        assert [problem.row for problem in _verify(data, output).problems] == [6, 7, 8, 9, 10, 11]
+
+
+ERROR = "no tokens"
+PREDICTION_CHANGES: dict[str, tuple[Change, int | None, str]] = {
+    "id": (_set("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
+    "id lost": (_set("id", 17, None), 17, "id is null, expected 'id-17'"),
+    "kept": (_set("origin", 5, "sensor 9"), 5, "origin is 'sensor 9', expected 'sensor 2'"),
+    "num_tokens": (_set("num_tokens", 30, 4), 30, "num_tokens is 4, expected 5"),
+    "num_tokens of null": (_set("num_tokens", NULL_ROW, 0), NULL_ROW, "num_tokens is 0, expected null"),
+    "truncated": (_set("truncated", LONG_ROW, False), LONG_ROW, "truncated is False, expected True"),
+    "error": (_set("error", EMPTY_ROW, "because"), EMPTY_ROW, "error is 'because', expected 'no tokens'"),
+    "checkpoint": (_set("checkpoint", 8, "v2"), 8, "checkpoint is 'v2', expected 'v1'"),
+    "score": (_set("score", 8, 0.125), 8, "score is 0.125, expected"),
+    "score lost": (_set("score", 8, None), 8, "score is null, expected a value in a row without an error"),
+    "score of an error": (_set("score", EMPTY_ROW, 0.5), EMPTY_ROW, "score is 0.5, expected null beside an error"),
+    "prediction": (_set("prediction", 8, lambda was: "third" if was != "third" else "odd"), 8, "prediction is"),
+    "unknown class": (_set("prediction", 8, "fourth"), 8, "prediction is 'fourth', expected"),
+    "probability": (_set("probabilities", 8, lambda was: [was[0] * 0.9, *was[1:]]), 8, "probabilities sum to 0."),
+    "not a number": (_set("probabilities", 8, lambda was: [float("nan"), *was[1:]]), 8, "expected all in 0..1"),
+    "negative": (_set("probabilities", 8, [-0.5, 1.0, 0.5]), 8, "probabilities are [-0.5, 1.0, 0.5]"),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTION_CHANGES)
+def test_a_changed_value_of_the_predictions_is_found_in_its_row(
+    filled: Path, output: Output, score: Callable[..., Any], name: str
+) -> None:
+    change, row, what = PREDICTION_CHANGES[name]
+    score(filled, output)
+    _rewrite(output, "predictions", change)
+
+    problems = _verify(filled, output).problems
+
+    assert {(problem.path, problem.row) for problem in problems} == {("predictions/part.parquet", row)}
+    assert any(what in problem.what for problem in problems), problems
+
+
+ATTENTION_CHANGES: dict[str, tuple[str, Change, int, str]] = {
+    "id": ("full", _set("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
+    "weight": ("full", _set("weights", 17, lambda was: [*was[:-1], was[-1] + 0.001]), 17, "weights sum to 1.001"),
+    "weight short": ("full", _set("weights", 17, lambda was: was[:-1]), 17, "weights has 9 values, expected 10"),
+    "weight long": ("full", _set("weights", LONG_ROW, lambda was: [*was, 0.0]), LONG_ROW, "18 values, expected 17"),
+    "weight negative": ("full", _set("weights", 17, lambda was: [-was[0], 2 * was[0], *was[1:]][:10]), 17, "all 0 or"),
+    "weight no number": ("full", _set("weights", 17, lambda was: [float("nan"), *was[1:]]), 17, "all 0 or more"),
+    "weights lost": ("full", _set("weights", 17, None), 17, "weights is null, expected a value"),
+    "weights of an error": ("full", _set("weights", EMPTY_ROW, []), EMPTY_ROW, "weights is [], expected null"),
+    "too few": ("top:3", _set("weights", 17, lambda was: was[:2]), 17, "weights has 2 values, expected 3"),
+    "too little": ("top:3", _set("weights", 17, [0.01, 0.01, 0.01]), 17, "weights sum to 0.0300000, expected 0.3"),
+    "rising": ("top:3", _set("weights", 17, lambda was: [was[1], was[0], was[2]]), 17, "largest weights first"),
+    "outside": ("top:3", _set("positions", 17, lambda was: [10, *was[1:]]), 17, "expected all within the row"),
+    "twice": ("top:3", _set("positions", 17, lambda was: [was[2], *was[1:]]), 17, "expected none twice"),
+    "positions lost": ("top:3", _set("positions", 17, None), 17, "positions is null, expected a value"),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION_CHANGES)
+def test_a_changed_value_of_the_attention_is_found_in_its_row(
+    filled: Path, tmp_path: Path, score: Callable[..., Any], name: str
+) -> None:
+    saving, change, row, what = ATTENTION_CHANGES[name]
+    output = _output(tmp_path, saving)
+    score(filled, output)
+    _rewrite(output, "attention", change)
+
+    problems = _verify(filled, output).problems
+
+    assert {(problem.path, problem.row) for problem in problems} == {("attention/part.parquet", row)}
+    assert any(what in problem.what for problem in problems), problems
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_a_dropped_row_is_found_where_it_was(
+    filled: Path, output: Output, score: Callable[..., Any], kind: str
+) -> None:
+    score(filled, output)
+    _rewrite(output, kind, lambda table: pa.concat_tables([table[:21], table[22:]]))
+
+    problems = _verify(filled, output).problems
+
+    assert str(problems[0]) == f"{kind}/part.parquet: holds 39 rows, expected 40"
+    assert str(problems[1]) == f"{kind}/part.parquet, row 21: id is 'id-22', expected 'id-21'"
+
+
+def test_a_doubled_row_is_found_where_it_is(filled: Path, output: Output, score: Callable[..., Any]) -> None:
+    score(filled, output)
+    _rewrite(output, "predictions", lambda table: pa.concat_tables([table[:22], table[21:]]))
+
+    problems = _verify(filled, output).problems
+
+    assert str(problems[0]) == "predictions/part.parquet: holds 41 rows, expected 40"
+    assert str(problems[1]) == "predictions/part.parquet, row 22: id is 'id-21', expected 'id-22'"
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_two_swapped_rows_are_found_and_no_other(
+    filled: Path, output: Output, score: Callable[..., Any], kind: str
+) -> None:
+    score(filled, output)
+    _rewrite(output, kind, lambda table: table.take([*range(25), 26, 25, *range(27, ROWS)]))
+
+    problems = _verify(filled, output).problems
+
+    assert {(problem.path, problem.row) for problem in problems} == {(f"{kind}/part.parquet", row) for row in (25, 26)}
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_errors", 3), ("num_tokens", 7)])
+def test_counts_in_the_footer_must_be_those_of_the_rows(
+    filled: Path, output: Output, score: Callable[..., Any], key: str, value: int
+) -> None:
+    score(filled, output)
+    _restamp(output, "predictions", **{key: value})
+
+    (problem,) = _verify(filled, output).problems
+
+    assert str(problem).startswith(f"predictions/part.parquet: its footer has {key} {value}, expected ")
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("fingerprint", "0" * 32), ("first_row", 1), ("settings_digest", "0" * 32), ("file", "b.parquet")],
+)
+def test_a_stamp_of_another_making_is_told_instead_of_all_of_its_rows(
+    filled: Path, output: Output, score: Callable[..., Any], kind: str, key: str, value: object
+) -> None:
+    score(filled, output)
+    _restamp(output, kind, **{key: value})
+
+    problems = [problem for problem in _verify(filled, output).problems if problem.path == f"{kind}/part.parquet"]
+
+    assert len(problems) == 1
+    assert f"its footer has {key} {value!r}, expected " in str(problems[0])
+
+
+def test_attention_of_another_checkpoint_than_the_predictions_is_found(
+    filled: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    score(filled, output)
+    _restamp(output, "attention", checkpoint="v2", checkpoint_digest="e" * 32)
+
+    found = {str(problem) for problem in _verify(filled, output).problems}
+
+    assert "attention/part.parquet: its footer has checkpoint 'v2', expected 'v1'" in found
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_a_missing_file_is_named(filled: Path, output: Output, score: Callable[..., Any], kind: str) -> None:
+    score(filled, output)
+    _path(output, kind).unlink()
+
+    assert [str(problem) for problem in _verify(filled, output).problems] == [f"{kind}/part.parquet: missing"]
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_the_file_of_another_shard_is_found(
+    put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any], kind: str
+) -> None:
+    for name, first in (("a.parquet", 0), ("b.parquet", 5)):
+        put(name, TOKENS[first : first + 5], id=IDS[first : first + 5], origin=["x"] * 5)
+    score(data, output)
+    shutil.copy(_path(output, kind, "b.parquet"), _path(output, kind, "a.parquet"))
+
+    problems = _verify(data, output).problems
+
+    assert {problem.path for problem in problems} == {f"{kind}/a.parquet"}
+    assert any("has file 'b.parquet', expected 'a.parquet'" in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_a_file_cut_short_is_named_whatever_is_left_of_it(
+    filled: Path, output: Output, score: Callable[..., Any], kind: str
+) -> None:
+    score(filled, output)
+    content = _path(output, kind).read_bytes()
+    for length in (0, 3, 12, len(content) // 2, len(content) - 9, len(content) - 1):
+        _path(output, kind).write_bytes(content[:length])
+
+        (problem,) = _verify(filled, output).problems
+
+        assert problem.path == f"{kind}/part.parquet"
+        assert problem.what.startswith("can't be read: ")
+
+
+@pytest.mark.parametrize("kind", ["predictions", "attention"])
+def test_damaged_pages_are_found(filled: Path, output: Output, score: Callable[..., Any], kind: str) -> None:
+    score(filled, output)
+    content = _path(output, kind).read_bytes()
+    metadata = pq.read_metadata(_path(output, kind))
+    for column in range(metadata.num_columns):
+        chunk = metadata.row_group(0).column(column)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        middle = start + chunk.total_compressed_size - 4  # the last bytes of a page
+        damaged = bytearray(content)
+        for place in range(middle, middle + 4):
+            damaged[place] ^= 0xFF
+        _path(output, kind).write_bytes(damaged)
+
+        problems = _verify(filled, output).problems
+
+        assert {problem.path for problem in problems} == {f"{kind}/part.parquet"}, chunk.path_in_schema
+
+
+def test_one_flipped_bit_in_the_last_digits_of_a_weight_is_found(
+    filled: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    score(filled, output)
+    path = _path(output, "attention")
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    # The bytes of floats are split, lowest first: this far into the page no sum tells, only its checksum.
+    content[chunk.data_page_offset + chunk.total_compressed_size * 2 // 5] ^= 1
+    path.write_bytes(content)
+
+    (problem,) = _verify(filled, output).problems
+
+    assert (problem.path, problem.row) == ("attention/part.parquet", 0)
+    assert problem.what.startswith("can't be read: ")
+
+
+def test_rows_are_told_by_their_position_in_the_file_however_it_is_read(
+    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+) -> None:
+    put("part.parquet", [bytes([row % 251]) for row in range(5000)], row_group_size=1500)
+    output = _output(tmp_path, columns=Columns(), chunk_bytes=1000)
+    score(data, output)
+    for kind in ("predictions", "attention"):
+        _rewrite(output, kind, lambda table: table.take([*range(4200), 4201, 4200, *range(4202, 5000)]))
+
+    report = _verify(data, output)
+
+    assert {(problem.path, problem.row) for problem in report.problems} == {
+        (f"{kind}/part.parquet", row) for kind in ("predictions", "attention") for row in (4200, 4201)
+    }
+    assert report.num_rows == 5000
+
+
+def test_problems_are_in_order_of_their_rows(filled: Path, output: Output, score: Callable[..., Any]) -> None:
+    score(filled, output)
+    _rewrite(output, "predictions", _set("id", 30, "other"))
+    _rewrite(output, "predictions", _set("checkpoint", 5, "v2"))
+
+    report = _verify(filled, output, max_problems=1)
+
+    assert ([problem.row for problem in report.problems], report.num_more) == ([5], 1)
+
+
+def test_predictions_with_other_columns_are_named(filled: Path, output: Output, score: Callable[..., Any]) -> None:
+    score(filled, output)
+    _rewrite(output, "predictions", lambda table: table.drop_columns("truncated"))
+
+    (problem,) = _verify(filled, output).problems
+
+    assert "has the columns id, origin, prediction (string)" in problem.what
+
+
+def test_a_column_of_ours_with_another_type_is_named(filled: Path, output: Output, score: Callable[..., Any]) -> None:
+    score(filled, output)
+    place = 3
+    _rewrite(output, "predictions", lambda table: table.set_column(place, "score", table["score"].cast(pa.float64())))
+
+    (problem,) = _verify(filled, output).problems
+
+    assert "score (double)" in problem.what
+
+
+def test_an_input_that_changed_since_is_told_once_a_file(
+    filled: Path, put: Callable[..., Path], output: Output, score: Callable[..., Any]
+) -> None:
+    score(filled, output)
+    put("part.parquet", TOKENS, id=IDS, origin=["elsewhere"] * ROWS)
+
+    problems = _verify(filled, output).problems
+
+    assert [problem.path for problem in problems] == ["predictions/part.parquet", "attention/part.parquet"]
+    assert all("made from other content than the input has now" in problem.what for problem in problems)
+
+
+def test_an_input_that_cannot_be_read_is_a_problem_of_its_own(
+    filled: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    score(filled, output)
+    (filled / "note.parquet").write_text("no Parquet at all")
+
+    (problem,) = _verify(filled, output).problems
+
+    assert str(problem).startswith("note.parquet: the input can't be read: not a whole Parquet file")
+
+
+def test_rows_that_are_there_twice_under_another_cut_are_found(
+    filled: Path, tmp_path: Path, score: Callable[..., Any]
+) -> None:
+    output = _output(tmp_path)
+    score(filled, output)
+    for kind in ("predictions", "attention"):
+        shutil.copy(_path(output, kind), _path(output, kind, "part-00000-of-00002.parquet"))
+
+    found = [str(problem) for problem in _verify(filled, output).problems]
+
+    assert found == [
+        f"{kind}/part-00000-of-00002.parquet: no input accounts for it: superseded, part.parquet is cut otherwise now"
+        for kind in ("attention", "predictions")
+    ]
+
+
+def test_few_problems_of_a_shard_are_listed_and_the_rest_counted(
+    filled: Path, output: Output, score: Callable[..., Any]
+) -> None:
+    score(filled, output)
+    _rewrite(output, "predictions", lambda table: table.set_column(0, "id", pa.nulls(ROWS, pa.string())))
+
+    report = _verify(filled, output, max_problems=4)
+
+    assert [problem.row for problem in report.problems] == [1, 2, 3, 4]
+    assert len(report.problems) + report.num_more == sum(id is not None for id in IDS)
+
+
+class TestVocabulary:
+    """Which token ids were outside the vocabulary: by the checkpoint, or else by what the errors say."""
+
+    DIGEST = "d" * 32
+    TOKENS = pa.array([[1, 2], [3, 9], [4], [-1]], pa.list_(pa.int32()))
+
+    @pytest.fixture
+    def output(self, put: Callable[..., Path], data: Path, tmp_path: Path) -> Output:
+        """Scored with a vocabulary of five: rows 1 and 3 have an error."""
+        put("part.parquet", self.TOKENS)
+        return _output(tmp_path, columns=Columns(), max_tokens=None)
+
+    @pytest.fixture
+    def scored(self, data: Path, output: Output, scorer: Scorer, plan: Callable[..., Any]) -> Output:
+        from storage.input.reading import read_shard
+        from storage.input.tokens import TokenRules, decode_tokens
+        from storage.output.predictions import write_shard
+
+        found, (shard,) = plan(data, output)
+        output.prepare(str(found.root))
+        with write_shard(output, shard, scorer) as writer:
+            for table in read_shard(found.root, shard, ["tokens"]):
+                rows = decode_tokens(table["tokens"], TokenRules(5))
+                weights = np.repeat(1 / np.diff(rows.offsets), np.diff(rows.offsets)).astype(np.float32)
+                writer.write(table, rows, np.full((2, 3), 1 / 3, np.float32), weights)
+        return output
+
+    def test_errors_in_the_output_say_how_large_it_was(self, data: Path, scored: Output) -> None:
+        assert _verify(data, scored).problems == ()
+
+    def test_checkpoint_knows_it(self, data: Path, scored: Output) -> None:
+        assert _verify(data, scored, vocabularies={self.DIGEST: 5}).problems == ()
+
+        found = [str(problem) for problem in _verify(data, scored, vocabularies={self.DIGEST: 10}).problems]
+        assert "predictions/part.parquet, row 1: error is 'a token id outside 0..4', expected null" in found
+
+    def test_an_error_without_cause_is_found_without_the_checkpoint(self, data: Path, scored: Output) -> None:
+        _rewrite(scored, "predictions", _set("error", 0, "a token id outside 0..4"))
+
+        found = [str(problem) for problem in _verify(data, scored).problems]
+
+        assert "predictions/part.parquet, row 0: error is 'a token id outside 0..4', expected null" in found
+
+    def test_a_missing_error_is_found_without_the_checkpoint(self, data: Path, scored: Output) -> None:
+        _rewrite(scored, "predictions", _set("error", 1, None))
+
+        found = [str(problem) for problem in _verify(data, scored).problems]
+
+        assert "predictions/part.parquet, row 1: error is null, expected 'a token id outside 0..4'" in found
+
+
+def test_zero_rows_are_right(put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]) -> None:
+    put("part.parquet", [])
+    output = _output(tmp_path, "top:2", columns=Columns())
+    score(data, output)
+
+    report = _verify(data, output)
+
+    assert (report.problems, report.num_rows, report.num_files) == ((), 0, 1)
+
+
+def test_partitions_that_are_kept_are_not_looked_for_in_the_files(
+    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+) -> None:
+    put("date=2026-11-01/part.parquet")
+    output = _output(tmp_path, columns=Columns(keep=("date",)))
+    score(data, output)
+
+    assert _verify(data, output).problems == ()

@@ -1,0 +1,144 @@
+"""What users type becomes a place, and a file appears there whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from storage.errors import SourceError
+from storage.locations import Location, as_uri, holds_credentials, without_credentials
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Location:
+    """A filesystem that is not the local one, as object stores are."""
+    (tmp_path / "bucket").mkdir()
+    return Location(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "bucket")
+
+
+def test_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Location.parse("a/b/").path == f"{tmp_path}/a/b"
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Location.parse("~/a").path == f"{tmp_path}/a"
+
+
+def test_file_uri_is_local(tmp_path: Path) -> None:
+    place = Location.parse(f"file://{tmp_path}/a/")
+    assert place.is_local
+    assert place.path == f"{tmp_path}/a"
+
+
+def test_unknown_scheme_is_refused_by_name() -> None:
+    with pytest.raises(SourceError, match=r"^ftp:// is not a location that can be opened here .*Use a path, or a URI"):
+        Location.parse("ftp://host/data")
+
+
+def test_message_of_a_store_shows_no_credentials() -> None:
+    place = Location.parse("s3://KEY:SECRET@bucket/data?region=eu-west-1&endpoint_override=localhost:9")
+    assert str(place / "a.parquet") == "s3://bucket/data/a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/data?region=eu-west-1", "s3://bucket/data"),
+        ("s3://KEY@bucket/data", "s3://bucket/data"),
+        ("s3://KEY:SEC/RET@bucket/data", "s3://bucket/data"),
+        ("s3://KEY:123/SECRET@bucket/data", "s3://bucket/data"),
+        ("abfs://account:SECRET@container/data", "abfs://container/data"),
+        ("abfs://container@account/data?client_secret=SECRET&tenant_id=7", "abfs://account/data"),
+        ("abfs://container@account/data?tenant_id=7&client_secret=SECRET", "abfs://account/data"),
+        ("hdfs://user:SECRET@namenode:8020/data", "hdfs://namenode:8020/data"),
+        ("s3://KEY:SECRET", "s3://..."),  # the bucket was forgotten
+        ("s3://KEY:SECRET/data", "s3://..."),
+        ("s3://KEY:SEC?RET@bucket/data", "s3://..."),
+        ("s3://KEY:SEC@?RET@bucket/data", "s3://..."),
+    ],
+)
+def test_credentials_are_found_and_left_out(typed: str, shown: str) -> None:
+    assert holds_credentials(typed)
+    assert without_credentials(typed) == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("/data/a:b@c?token=1", "/data/a:b@c?token=1"),
+        ("s3://bucket/a@b:c/*.parquet?region=eu-west-1", "s3://bucket/a@b:c/*.parquet"),
+        ("s3://bucket", "s3://bucket"),
+        ("gs://anonymous@bucket/data", "gs://bucket/data"),
+        ("hdfs://user@namenode:8020/data", "hdfs://namenode:8020/data"),
+        ("abfss://container@account.dfs.core.windows.net/data", "abfss://account.dfs.core.windows.net/data"),
+    ],
+)
+def test_places_without_credentials_are_not_taken_for_more(typed: str, shown: str) -> None:
+    assert not holds_credentials(typed)
+    assert without_credentials(typed) == shown
+
+
+def test_links_to_places_have_no_bare_spaces_or_brackets() -> None:
+    assert as_uri("/out (1)/a=b") == "file:///out%20%281%29/a%3Db"
+    assert as_uri("s3://bucket/out (1)/a.json") == "s3://bucket/out%20%281%29/a.json"
+
+
+def test_paths_below_the_root_folder_have_no_empty_part() -> None:
+    root = Location.parse("/")
+    assert (root / "a.parquet").path == "/a.parquet"
+    assert root.relative("/data/a.parquet") == "data/a.parquet"
+
+
+def test_write_makes_folders_and_replaces(tmp_path: Path) -> None:
+    place = Location.parse(tmp_path) / "new/folder/file"
+    place.write_bytes(b"one")
+    place.write_bytes(b"two")
+    assert place.read_bytes() == b"two"
+    assert os.listdir(tmp_path / "new/folder") == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["local", "store"])
+def test_exception_leaves_the_old_file_and_nothing_else(kind: str, tmp_path: Path, store: Location) -> None:
+    (tmp_path / "bucket/file").write_bytes(b"old")
+    place = (store if kind == "store" else Location.parse(tmp_path / "bucket")) / "file"
+
+    def write_half() -> None:
+        with place.replacing() as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert place.read_bytes() == b"old"
+    assert os.listdir(tmp_path / "bucket") == ["file"]
+
+
+def test_nothing_shows_under_the_name_until_the_block_ends(tmp_path: Path) -> None:
+    place = Location.parse(tmp_path / "file")
+    with place.replacing() as temporary:
+        temporary.write_bytes(b"all of it")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert not place.is_file()
+    assert place.read_bytes() == b"all of it"
+
+
+def test_store_gets_the_file_in_one_upload(store: Location) -> None:
+    content = os.urandom((8 << 20) + 3)
+    (store / "file").write_bytes(content)
+    assert (store / "file").read_bytes() == content
+
+
+def test_delete_takes_a_missing_file_as_done(tmp_path: Path) -> None:
+    place = Location.parse(tmp_path / "file")
+    place.write_bytes(b"")
+    place.delete()
+    place.delete()
+    assert not place.is_file()
+
+
+def test_walk_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
+    assert Location.parse(tmp_path / "missing").walk() == []
