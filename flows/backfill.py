@@ -21,12 +21,12 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from flows.classify import classify, recorded_parameters
-from flows.credentials import Place, refuse_stored_credentials
-from flows.description import described
-from flows.planning import judge
-from flows.progress import RunProgress, RunStoppedError, current_progress, showing
-from flows.runners import RunnerName, check_runner, open_crew
-from flows.scheduled import at_scheduled_start
+from flows.cli.planning import judge
+from flows.orchestration.credentials import Place, refuse_stored_credentials
+from flows.orchestration.description import described
+from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress, showing
+from flows.orchestration.runners import RunnerName, check_runner, open_crew
+from flows.orchestration.scheduled import at_scheduled_start
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
 from storage.locations import Location, without_credentials

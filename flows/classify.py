@@ -17,17 +17,17 @@ from pydantic import Field
 
 from attnlstm.engines import Device, EngineName, Precision
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
-from flows.credentials import Place, refuse_stored_credentials
-from flows.description import described
-from flows.drift import compare_shards, publish_drift
-from flows.events import emit_run_ended
-from flows.printing import counted
-from flows.progress import RunProgress, showing
-from flows.report import publish_report
-from flows.runners import Crew, RunnerName, check_runner, open_crew
-from flows.scheduled import at_scheduled_start
-from flows.scoring import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint
-from flows.shard_task import score_shards
+from flows.cli.printing import counted
+from flows.operations.score import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint
+from flows.orchestration.credentials import Place, refuse_stored_credentials
+from flows.orchestration.description import described
+from flows.orchestration.drift import compare_shards, publish_drift
+from flows.orchestration.events import emit_run_ended
+from flows.orchestration.progress import RunProgress, showing
+from flows.orchestration.report import publish_report
+from flows.orchestration.runners import Crew, RunnerName, check_runner, open_crew
+from flows.orchestration.scheduled import at_scheduled_start
+from flows.orchestration.task_runs import score_shards
 from storage.errors import SourceError
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits, ShardPlan, plan_shards

@@ -15,15 +15,15 @@ from attnlstm.config import Attention
 from attnlstm.evaluation.comparison import Metric
 from attnlstm.training.presets import DEFAULT, PresetName
 from attnlstm.training.settings import ClassWeights
-from flows.credentials import Place, refuse_stored_credentials
-from flows.description import described
-from flows.events import emit_judged
-from flows.faults import is_transient
-from flows.gpu_slot import device_slot
-from flows.judging import PromotionRules, Verdict, judge_checkpoint
-from flows.progress import RunProgress, showing
-from flows.training import Listener, TrainingRequest, VanishedClasses, train_checkpoint
-from flows.training_log import TrainingLog
+from flows.operations.promote import PromotionRules, Verdict, judge_checkpoint
+from flows.operations.train import Listener, TrainingRequest, VanishedClasses, train_checkpoint
+from flows.orchestration.credentials import Place, refuse_stored_credentials
+from flows.orchestration.description import described
+from flows.orchestration.events import emit_judged
+from flows.orchestration.faults import is_transient
+from flows.orchestration.gpu_slot import device_slot
+from flows.orchestration.progress import RunProgress, showing
+from flows.orchestration.training_log import TrainingLog
 from storage.input.date_range import WINDOW_PATTERN, DateRange
 from storage.labelled.source import LabelledSource
 from storage.locations import as_uri, without_credentials

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.printing import counted, out, print_json
-from flows.session import DONE
+from flows.cli.printing import counted, out, print_json
+from flows.cli.session import DONE
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, VALIDATION
 from storage.locations import Location, without_credentials

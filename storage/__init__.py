@@ -15,7 +15,7 @@ __all__ = ["open_attention", "open_predictions"]
 def __getattr__(name: str) -> Any:
     # Late, so that Polars is imported only by those who read output back.
     if name in __all__:
-        from storage.output.layout import frames
+        from storage.output import frames
 
         return getattr(frames, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from storage.locations import without_credentials
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """Where labelled rows are, in which columns, and which of them count. See `storage.labelled.reading.read_labelled`."""
+    """Where labelled rows are, in which columns, and which count. See `storage.labelled.reading.read_labelled`."""
 
     source: str
     tokens_column: str = "tokens"

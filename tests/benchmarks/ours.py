@@ -12,7 +12,7 @@ Run = Callable[[Path, Path], None]
 
 def open_bundles(task: Task, engine: EngineName) -> Run:
     """Shards side by side, as the flow's task runs are."""
-    from flows.scoring import ScoringJob, load_checkpoint, score_bundle
+    from flows.operations.score import ScoringJob, load_checkpoint, score_bundle
     from storage.input.shards import plan_shards
     from storage.input.sources import find_source
     from storage.locations import Location
@@ -42,10 +42,10 @@ def open_bundles(task: Task, engine: EngineName) -> Run:
 
 def open_flow(task: Task, engine: EngineName) -> Run:
     """`attnlstm classify` on a server that runs already, which is this process's own unless one is named."""
-    from flows.session import start_prefect
+    from flows.cli.session import start_prefect
 
     start_prefect()
-    from flows import classify
+    from flows.classify import classify
 
     def run(source: Path, output: Path) -> None:
         classify(

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from flows.runners import RunnerName
+from flows.orchestration.runners import RunnerName
 from turns import describe, spread
 from workloads import Workload, checkpoint, dataset
 

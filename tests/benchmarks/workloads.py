@@ -17,7 +17,7 @@ import torch
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from storage.sample import write_sample
+from flows.cli.sample import write_sample
 
 LONGEST = 4096
 ROWS_PER_FILE = 100_000

@@ -17,7 +17,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows import backfill
+from flows.backfill import backfill
 
 DATES = ("2026-11-01", "2026-11-02", "2026-11-03")
 FILES, ROWS, TOKENS = 5, 100, 200  # of each date: some seconds on one core
@@ -67,7 +67,7 @@ def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
     backfill(output=str(undisturbed), **places)
 
     words = [places["source"], str(output), "--registry", places["registry"], "--fan-out", "classify/partition"]
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "backfill", *words, "--parallel", "2"]
+    command = [sys.executable, "-c", "from flows.cli.app import main; main()", "backfill", *words, "--parallel", "2"]
     with start_worker() as worker, subprocess.Popen(command, env=environment) as interrupted:
         try:
             _wait(lambda: any(output.glob("predictions/*/*.parquet")) and any(output.glob("predictions/*/*.tmp")))

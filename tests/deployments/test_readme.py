@@ -10,7 +10,7 @@ import pytest
 from cyclopts import App, MissingArgumentError
 from prefect.cli import _app as prefect_app
 
-from flows.cli import app as attnlstm_app
+from flows.cli.app import app as attnlstm_app
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 TEXT = (DEPLOYMENTS / "README.md").read_text(encoding="utf-8")

@@ -22,7 +22,9 @@ from prefect import State
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from flows import classify, cli, retrain
+from flows.classify import classify
+from flows.cli import app as cli
+from flows.retrain import retrain
 from storage.locations import Location
 from storage.output.manifests import RunManifest, read_manifest
 from storage.registry.checkpoints import Registry

@@ -10,7 +10,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows import backfill
+from flows.backfill import backfill
 from storage.errors import SourceError
 
 

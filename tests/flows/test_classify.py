@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 import flows.classify
-from flows import classify
+from flows.classify import classify
 
 
 def _contents(output: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from safetensors.torch import load_file
 from torch import nn
 
-from flows import classify
+from flows.classify import classify
 
 NUM_CHECKED = 300
 Row = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]

@@ -21,7 +21,7 @@ import torch
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from flows.scoring import ScoredShard, ScoringJob, score_bundle
+from flows.operations.score import ScoredShard, ScoringJob, score_bundle
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits, ShardPlan, plan_shards
 from storage.input.sources import find_source
@@ -93,7 +93,9 @@ def test_output_is_the_undisturbed_one_after_kills_at_random_moments(
     folder: Path, undisturbed: Files, tmp_path: Path
 ) -> None:
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["flows.scoring", "attnlstm.checkpoint", "attnlstm.engines.torch_engine"])
+    forkserver.set_forkserver_preload(
+        ["flows.operations.score", "attnlstm.checkpoint", "attnlstm.engines.torch_engine"]
+    )
     chance = random.Random(ROUNDS)
     kills = outputs = 0
     _score_in_child(forkserver, Run(folder, tmp_path / "first"))  # starts the server that the others come from

@@ -6,7 +6,10 @@ import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows import backfill, classify, cli, retrain
+from flows.backfill import backfill
+from flows.classify import classify
+from flows.cli import app as cli
+from flows.retrain import retrain
 
 FLOWS: dict[str, Flow[..., Any]] = {"classify": classify, "backfill": backfill, "retrain": retrain}
 

@@ -8,8 +8,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-import flows.events
-from flows import retrain
+import flows.orchestration.events
+from flows.retrain import retrain
 from storage.registry.checkpoints import Registry
 
 
@@ -21,7 +21,7 @@ def _champion(registry: Path) -> str:
 def events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The events that flows emit in this test."""
     emitted: list[dict[str, Any]] = []
-    monkeypatch.setattr(flows.events, "emit_event", lambda **event: emitted.append(event))
+    monkeypatch.setattr(flows.orchestration.events, "emit_event", lambda **event: emitted.append(event))
     return emitted
 
 

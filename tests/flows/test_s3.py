@@ -14,10 +14,11 @@ import pytest
 from prefect import State
 
 import flows.classify
-from flows import classify, retrain
-from flows.faults import is_transient
-from flows.inspection import verify
-from flows.session import DONE
+from flows.classify import classify
+from flows.cli.inspection import verify
+from flows.cli.session import DONE
+from flows.orchestration.faults import is_transient
+from flows.retrain import retrain
 from storage.errors import OutputError
 from storage.locations import Location
 from storage.locks import only_run

@@ -18,7 +18,9 @@ from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from flows import backfill, classify, retrain
+from flows.backfill import backfill
+from flows.classify import classify
+from flows.retrain import retrain
 from storage.locations import Location
 
 FLOWS: dict[str, Flow[..., Any]] = {"classify": classify, "backfill": backfill, "retrain": retrain}

@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from flows import classify
+from flows.classify import classify
 
 pytestmark = pytest.mark.slow
 outage = pytest.mark.skipif("ATTNLSTM_OUTAGE_SECONDS" not in os.environ, reason="takes long: make outages")
@@ -38,7 +38,7 @@ WAIT_S = 180 + 3 * OUTAGE_S
 FILES, ROWS, TOKENS = 24, 100, 200  # some seconds on one core
 COMMITTED = 3  # files of predictions, before a run is disturbed
 
-COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "classify"]
+COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "classify"]
 Files = dict[str, bytes]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import attnlstm.study
-from flows import study
+from flows.study import study
 
 NUM_VARIANTS = 5
 TINY = {"seeds": 2, "epochs": 1, "rows": 200, "threads": 1}
@@ -141,6 +141,6 @@ def test_the_command_takes_several_sources_and_refuses_a_single_seed(
 
 
 def test_a_study_does_not_load_prefect() -> None:
-    code = "import sys; from flows import cli, study; print({'prefect', 'torch', 'matplotlib'} & set(sys.modules))"
+    code = "import sys; from flows.cli import app; from flows import study; print({'prefect', 'torch', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

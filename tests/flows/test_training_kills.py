@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from attnlstm.checkpoint import from_files
-from flows.judging import judge_checkpoint
-from flows.training import Listener, TrainingRequest, train_checkpoint
+from flows.operations.promote import judge_checkpoint
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
 from storage.registry.checkpoints import Registry
 
@@ -35,7 +35,12 @@ def retrain(source: str, registry: str, seed: int) -> None:
 def context() -> multiprocessing.context.ForkServerContext:
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(
-        ["flows.judging", "attnlstm.training.loop", "attnlstm.training.presets", "attnlstm.engines.fused_cpu"]
+        [
+            "flows.operations.promote",
+            "attnlstm.training.loop",
+            "attnlstm.training.presets",
+            "attnlstm.engines.fused_cpu",
+        ]
     )
     return forkserver
 

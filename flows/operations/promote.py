@@ -1,0 +1,257 @@
+"""Whether a new checkpoint becomes champion, and why: the body of the retrain flow's second task.
+
+The rule: the challenger is promoted if its metric on the held-out rows is shown to be at most `margin` below the
+champion's. Shown means by the lower bound of the paired interval, so chance promotes a challenger that is worse by
+more than the margin once in twenty times at most; one about which the rows say too little stays where it is, and
+better rows or a better challenger come with the next run. A small margin keeps losses from adding up over many runs,
+and lets pass what is as good and only looks worse by a few rows. Besides, no single class may be lost beyond chance,
+since the mean over all rows hides a rare one, and `classify` must give the scores that training saw.
+
+The first checkpoint is judged in the same way against a champion that knows nothing but how frequent each class is,
+and must be shown to be better.
+
+Knows nothing about Prefect.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from attnlstm.evaluation.comparison import Difference, Flips, Metric
+from attnlstm.evaluation.held_out import score_held_out
+from flows.operations.replay import smoke_run
+from flows.operations.train import VanishedClasses, classes_of
+from storage.labelled.rows import LabelledRows
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TEST, TRAIN
+from storage.registry.aliases import Alias
+from storage.registry.checkpoints import Registry, StoredCheckpoint
+
+if TYPE_CHECKING:
+    from attnlstm.network import AttentionLSTM
+
+Outcome = Literal["promoted", "rejected", "unchanged"]
+NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log loss"}
+
+_FLIPS_SHOWN = 10
+_ROUNDING = 1e-9  # of differences of shares, which are sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionRules:
+    """metric: what decides. margin: how much worse than the champion's it may be, in the metric's own unit.
+
+    Accuracy is the default: every row counts alike, so it is the least noisy on few rows of many classes, and what is
+    lost of a class is looked at apart.
+    """
+
+    metric: Metric = "accuracy"
+    margin: float = 0.01
+    vanished_classes: VanishedClasses = "refuse"
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise ValueError(f"margin must be at least 0, not {self.margin}")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two checkpoints on the same held-out rows. a: the champion, b: the challenger; figures as `metrics.evaluate`.
+
+    lost_classes: classes that the challenger names worse beyond chance. examples: where some rows are that flipped.
+    """
+
+    num_rows: int
+    a: dict[str, Any]
+    b: dict[str, Any]
+    difference: Difference
+    flips: Flips
+    lost_classes: tuple[str, ...]
+    examples: dict[str, list[dict[str, str]]]
+
+    def record(self) -> dict[str, Any]:
+        """For a card or a script."""
+        return {
+            "num_rows": self.num_rows,
+            "champion": self.a,
+            "challenger": self.b,
+            "difference": asdict(self.difference),
+            "flips": asdict(self.flips) | {"p_value": self.flips.p_value, "p_worse": self.flips.p_worse},
+            "lost_classes": list(self.lost_classes),
+            "examples": self.examples,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a new checkpoint, and why. record: all of it, as on the checkpoint's card."""
+
+    outcome: Outcome
+    why: str
+    record: dict[str, Any]
+
+    @property
+    def promoted(self) -> bool:
+        return self.outcome == "promoted"
+
+
+def judge_checkpoint(
+    labelled: LabelledSource, registry: Registry, challenger: str, rules: PromotionRules | None = None
+) -> Verdict:
+    """Compare a new checkpoint with the champion; promote it if it is shown to be no worse.
+
+    The decision is on the challenger's card before the alias moves. Raises AliasMovedError if the champion changed
+    meanwhile: then nothing has moved, and the decision is to be made again.
+    """
+    rules = rules or PromotionRules()
+    stored, alias = registry.load(challenger), registry.alias()
+    champion = registry.load(alias.version) if alias else None
+    if champion and champion.digest == stored.digest:
+        what = "is champion already" if champion.version == stored.version else "has the champion's own weights"
+        return Verdict("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
+    rows = labelled.read()
+    compared = compare_checkpoints(champion, stored, rows, rules.metric)
+    objections = _objections(compared, champion, stored, alias, rows, rules)
+    why = "; ".join([*objections, _in_words(compared, champion, rules)])
+    outcome: Outcome = "rejected" if objections else "promoted"
+    record = {
+        "outcome": outcome,
+        "why": why,
+        "objections": objections,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "against": champion.version if champion else None,
+        "metric": rules.metric,
+        "margin": rules.margin,
+        "classes": _class_changes(champion, stored),
+        **compared.record(),
+    }
+    registry.annotate(challenger, judgement=record)
+    if not objections:
+        registry.succeed(alias.version if alias else None, challenger, why)
+    return Verdict(outcome, why, record)
+
+
+def compare_checkpoints(
+    a: StoredCheckpoint | None, b: StoredCheckpoint, rows: LabelledRows, metric: Metric
+) -> Compared:
+    """Score the test rows with both in one pass, and compare. a: the old one, or None for the shares of the classes.
+
+    b: the new one.
+    """
+    from attnlstm.evaluation.comparison import difference, flips, lost_classes
+    from attnlstm.evaluation.metrics import evaluate
+
+    # Classes that no row has come last: a prediction of one is wrong, and must not be taken for the second best.
+    known = [*(classes_of(a) if a else ()), *classes_of(b)]
+    classes = (*rows.classes, *dict.fromkeys(name for name in known if name not in rows.classes))
+    values, offsets, labels = rows.side(TEST)
+    *of_a, p_b = score_held_out([_network(each) for each in (a, b) if each], classes, values, offsets)
+    p_a = of_a[0] if of_a else _class_shares(rows, len(classes))
+    right_a, right_b = p_a.argmax(axis=1) == labels, p_b.argmax(axis=1) == labels
+    groups = rows.groups[rows.splits == TEST]
+    return Compared(
+        num_rows=len(labels),
+        a=evaluate(p_a, labels, classes),
+        b=evaluate(p_b, labels, classes),
+        difference=difference(metric, labels, p_a, p_b, groups),
+        flips=flips(right_a, right_b, groups),
+        lost_classes=tuple(classes[c] for c in lost_classes(labels, right_a, right_b, groups)) if a else (),
+        examples=_examples(rows, classes, p_a, p_b, right_a, right_b) if a else {},
+    )
+
+
+def _network(stored: StoredCheckpoint) -> "AttentionLSTM":
+    from attnlstm.checkpoint import from_files
+
+    return from_files(stored.files, where=str(stored.location))
+
+
+def _class_shares(rows: LabelledRows, num_classes: int) -> npt.NDArray[np.float32]:
+    """float32 (num_test_rows, num_classes): for every row the share of each class among the training rows."""
+    counts = np.bincount(rows.labels[rows.splits == TRAIN], minlength=num_classes)
+    num_rows = int(np.count_nonzero(rows.splits == TEST))
+    return np.tile((counts / counts.sum()).astype(np.float32), (num_rows, 1))
+
+
+def _examples(
+    rows: LabelledRows,
+    classes: tuple[str, ...],
+    p_a: npt.NDArray[np.float32],
+    p_b: npt.NDArray[np.float32],
+    right_a: npt.NDArray[np.bool_],
+    right_b: npt.NDArray[np.bool_],
+) -> dict[str, list[dict[str, str]]]:
+    """Where the first rows of each direction are; never what they hold."""
+    test_rows = np.flatnonzero(rows.splits == TEST)
+
+    def some(chosen: npt.NDArray[np.bool_]) -> list[dict[str, str]]:
+        return [
+            {
+                "row": rows.place(test_rows[i]),
+                "label": classes[rows.labels[test_rows[i]]],
+                "champion": classes[p_a[i].argmax()],
+                "challenger": classes[p_b[i].argmax()],
+            }
+            for i in np.flatnonzero(chosen)[:_FLIPS_SHOWN].tolist()
+        ]
+
+    return {"lost": some(right_a & ~right_b), "won": some(~right_a & right_b)}
+
+
+def _objections(
+    compared: Compared,
+    champion: StoredCheckpoint | None,
+    stored: StoredCheckpoint,
+    alias: Alias | None,
+    rows: LabelledRows,
+    rules: PromotionRules,
+) -> list[str]:
+    """What speaks against promotion, in words."""
+    objections = []
+    found, name = compared.difference, NAMES[rules.metric]
+    if champion is None:
+        if not found.low > 0:
+            objections.append(f"its test {name} is not shown to beat naming the commonest class")
+    elif found.low < -rules.margin - _ROUNDING:
+        if found.high < 0:
+            objections.append(f"its test {name} is worse than the champion's")
+        else:
+            objections.append(f"its test {name} is not shown to be within {rules.margin:g} of the champion's")
+    if compared.lost_classes:
+        objections.append(f"it names these classes worse than the champion: {', '.join(compared.lost_classes)}")
+    vanished = _class_changes(champion, stored)["vanished"]
+    if vanished and rules.vanished_classes == "refuse":
+        objections.append(f"it does not know these classes of the champion's: {', '.join(vanished)}")
+    # A version ends with the first characters of its weights' digest, also once its folder is gone.
+    undone = [each.version for each in alias.undone] if alias else []
+    if any(version.rstrip("+").endswith(f"-{stored.digest[:8]}") for version in undone):
+        objections.append("its weights were champion before and were rolled back")
+    if wrong := smoke_run(stored, rows):
+        objections.append(wrong)
+    return objections
+
+
+def _class_changes(champion: StoredCheckpoint | None, stored: StoredCheckpoint) -> dict[str, list[str]]:
+    """Classes that only one of the two knows. On rows of one that appeared the champion is wrong."""
+    before, now = classes_of(champion) if champion else classes_of(stored), classes_of(stored)
+    return {
+        "appeared": [name for name in now if name not in before],
+        "vanished": [name for name in before if name not in now],
+    }
+
+
+def _in_words(compared: Compared, champion: StoredCheckpoint | None, rules: PromotionRules) -> str:
+    found, name = compared.difference, NAMES[rules.metric]
+    theirs, its = compared.a[rules.metric], compared.b[rules.metric]
+    interval = f"{found.confidence:.0%} interval of the gain {found.low:+.4f} to {found.high:+.4f}"
+    rows = f"{compared.num_rows:,} rows"
+    if champion is None:
+        return f"the first checkpoint, test {name} {its:.4f} (commonest class {theirs:.4f}; {interval}, {rows})"
+    flipped = f"{compared.flips.num_won:,} rows won, {compared.flips.num_lost:,} lost, p {compared.flips.p_value:.2g}"
+    return (
+        f"test {name} {its:.4f}; champion {champion.version} has {theirs:.4f} on the same {rows} ({interval}, "
+        f"margin {rules.margin:g}; {flipped})"
+    )

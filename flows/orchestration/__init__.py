@@ -1,0 +1,1 @@
+"""What a Prefect run needs: task runs, runners, progress, reports, events, scheduled starts, credentials."""

@@ -1,0 +1,66 @@
+"""What a training task tells while it runs: lines in the log, a bar in a terminal, the loss curve on Prefect's page."""
+
+import time
+from typing import TYPE_CHECKING
+
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from flows.orchestration.curve import curve_table, sparkline
+from flows.orchestration.progress import current_progress
+
+if TYPE_CHECKING:
+    from attnlstm.training.loop import EpochReport
+
+# Prefect keeps every version of an artifact, and nobody looks more often.
+_CURVE_SECONDS = 15.0
+
+
+class TrainingLog:
+    """Of one training. Made inside its task run."""
+
+    def __init__(self) -> None:
+        self._logger, self._progress = get_run_logger(), current_progress.get()
+        self._epochs: list[EpochReport] = []
+        self._shown_at = time.monotonic()
+
+    def note(self, text: str) -> None:
+        self._logger.info(text)
+
+    def epoch(self, report: "EpochReport") -> None:
+        self._logger.info(
+            "epoch %d of %d: train loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f tokens a second%s",
+            report.epoch,
+            report.num_epochs,
+            report.train_loss,
+            report.validation_loss,
+            report.validation_accuracy,
+            report.tokens_per_second,
+            ", best so far" if report.improved else "",
+        )
+        # The first report of a training that goes on is not of its first epoch.
+        num_new = report.epoch - (self._epochs[-1].epoch if self._epochs else 0)
+        self._epochs.append(report)
+        if self._progress:
+            curve = sparkline([epoch.validation_loss for epoch in self._epochs])
+            self._progress.set_total(report.num_epochs)
+            self._progress.show(f"validation loss {report.validation_loss:.4f} {curve}")
+            self._progress.advance(num_new)
+            self._progress.tick()
+        if time.monotonic() - self._shown_at > _CURVE_SECONDS:
+            self._show_curve()
+
+    def finish(self) -> None:
+        """Training is over, maybe before its last epoch, and maybe it had been done before."""
+        if self._progress:
+            self._progress.set_total(self._epochs[-1].epoch if self._epochs else 1)
+            if not self._epochs:
+                self._progress.advance(1)
+        if self._epochs:
+            self._show_curve()
+
+    def _show_curve(self) -> None:
+        self._shown_at = time.monotonic()
+        create_markdown_artifact(
+            curve_table(self._epochs), key="retrain-curve", description="The course of the training"
+        )

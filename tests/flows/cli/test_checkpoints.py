@@ -1,0 +1,185 @@
+"""The commands about checkpoints: what they print and move, without Prefect and, but for one, without the model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def checkpoints(attnlstm: Run, registry_copy: Path) -> Run:
+    """Runs `attnlstm checkpoints ...` on the copied registry."""
+    return lambda *words: attnlstm("checkpoints", *words, "--registry", str(registry_copy))
+
+
+def champion(registry: Path) -> dict[str, Any]:
+    return dict(json.loads((registry / "aliases" / "champion.json").read_text()))
+
+
+def test_list_names_champion_and_reads_no_weights(
+    checkpoints: Run, registry_copy: Path, publish: Any, trained: Any
+) -> None:
+    version = publish(1)
+    for path in registry_copy.rglob("model.safetensors"):
+        path.unlink()
+
+    listed, as_json = checkpoints("list"), checkpoints("list", "--json")
+
+    assert listed.code == as_json.code == 0
+    lines = {line.split()[0]: line for line in listed.out.splitlines()}
+    assert "champion" in lines[version]
+    assert "promoted" in lines[trained.version]
+    assert [(row["version"], row["champion"]) for row in json.loads(as_json.out)] == [
+        (trained.version, False),
+        (version, True),
+    ]
+
+
+def test_list_goes_on_past_a_damaged_card(checkpoints: Run, registry_copy: Path, publish: Any, trained: Any) -> None:
+    version = publish(1)
+    (registry_copy / "checkpoints" / trained.version / "card.json").write_text("{")
+
+    listed = checkpoints("list", "--json")
+
+    rows = {row["version"]: row for row in json.loads(listed.out)}
+    assert "card.json is damaged" in rows[trained.version]["damage"]
+    assert rows[version]["damage"] is None
+
+
+def test_show_tells_figures_data_and_judgement(checkpoints: Run, trained: Any, dataset: Path) -> None:
+    shown, by_version = checkpoints("show"), checkpoints("show", trained.version)
+
+    assert shown.code == 0
+    assert shown.out == by_version.out
+    for text in (trained.version, f"{dataset}: train ", "split by group", "AUROC", "before scaling", "digits"):
+        assert text in " ".join(shown.out.split())
+    assert "promoted" in shown.out
+    assert "the first checkpoint" in shown.out
+    assert json.loads(checkpoints("show", "--json").out)["version"] == trained.version
+
+
+def test_promote_and_rollback_move_the_champion_and_back(
+    checkpoints: Run, registry_copy: Path, publish: Any, trained: Any
+) -> None:
+    version = publish(1)
+
+    promoted = checkpoints("promote", trained.version, "--why", "I know better")
+    assert (promoted.code, promoted.out) == (0, f"{trained.version} is champion.\n")
+    assert (champion(registry_copy)["version"], champion(registry_copy)["why"]) == (trained.version, "I know better")
+
+    back = checkpoints("rollback")
+    assert (back.code, back.out) == (0, f"{version} is champion again; {trained.version} is not.\n")
+    assert champion(registry_copy)["undone"][0]["version"] == trained.version
+    assert checkpoints("rollback").code == 0
+    over = checkpoints("rollback")
+    assert over.code == 1
+    assert over.err == (
+        f"Error: The registry {registry_copy} has had no other champion than {trained.version}, so there is nothing to "
+        "roll back to.\n"
+    )
+
+
+def test_compare_by_cards_says_that_rows_may_differ(checkpoints: Run, publish: Any, trained: Any) -> None:
+    version = publish(1)
+
+    compared = checkpoints("compare", trained.version, "champion")
+
+    assert compared.code == 0
+    assert version in compared.out.splitlines()[0]
+    assert "accuracy" in compared.out
+    assert "of other rows each; --source compares both on the same ones" in compared.out
+    assert json.loads(checkpoints("compare", trained.version, version, "--json").out)["same_rows"] is False
+
+
+def test_compare_on_a_source_scores_both_on_the_same_rows(
+    checkpoints: Run, publish: Any, trained: Any, dataset: Path
+) -> None:
+    version = publish(1)
+
+    compared = checkpoints("compare", trained.version, version, "--source", str(dataset), "--metric", "macro_f1")
+    record = json.loads(checkpoints("compare", trained.version, version, "--source", str(dataset), "--json").out)
+
+    assert compared.code == 0
+    assert "macro_f1 -0." in compared.out
+    assert " rows won, " in compared.out
+    assert f"lost  {dataset}/date=" in compared.out
+    assert record["difference"]["high"] < 0
+    assert record["champion"]["accuracy"] > record["challenger"]["accuracy"]
+
+
+def test_prune_says_what_it_would_remove_and_then_removes_it(
+    checkpoints: Run, registry_copy: Path, publish: Any, trained: Any
+) -> None:
+    versions = [trained.version, *(publish(seed) for seed in (1, 2, 3))]
+    # Within a second versions have no order in time, and the newest is the last by name.
+    kept = sorted({*versions[2:], max(versions)})
+    words = ("prune", "--keep", "1", "--history", "1")
+
+    would, removed, nothing = checkpoints(*words, "--dry-run"), checkpoints(*words), checkpoints(*words)
+
+    gone = [f"checkpoints/{version} (old)" for version in sorted(set(versions) - set(kept))]
+    assert [line.removeprefix("would remove  ") for line in would.out.splitlines()[:-1]] == gone
+    assert [line.removeprefix("removed  ") for line in removed.out.splitlines()[:-1]] == gone
+    assert removed.out.splitlines()[-1].startswith(f"Removed {len(gone)} item")
+    assert nothing.out == "Nothing to remove.\n"
+    assert sorted(path.name for path in (registry_copy / "checkpoints").iterdir()) == kept
+    assert checkpoints("rollback").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("show", "v9"), "There is no checkpoint 'v9'"),
+        (("promote", "v9"), "There is no checkpoint 'v9'"),
+        (("compare", "champion", "v9"), "There is no checkpoint 'v9'"),
+    ],
+)
+def test_unknown_version_is_refused(words: tuple[str, ...], text: str, checkpoints: Run) -> None:
+    ended = checkpoints(*words)
+
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"Error: {text}: it is no version in ")
+
+
+def test_damaged_alias_is_told_by_every_command_and_promote_mends_it(
+    checkpoints: Run, registry_copy: Path, trained: Any
+) -> None:
+    (registry_copy / "aliases/champion.json").write_text("{")
+    for words in (("list",), ("show",), ("rollback",), ("prune",), ("compare", "champion", trained.version)):
+        ended = checkpoints(*words)
+        assert ended.code == 1, words
+        assert f"The alias file {registry_copy}/aliases/champion.json is damaged" in ended.err
+        assert "Promote a version again to replace it." in ended.err
+
+    assert checkpoints("promote", trained.version).code == 0
+    assert checkpoints("show").code == 0
+
+
+def test_half_copied_checkpoint_is_not_promoted(checkpoints: Run, registry_copy: Path, trained: Any) -> None:
+    half = registry_copy / "checkpoints" / "20260101T000000Z-00000000"
+    shutil.copytree(registry_copy / "checkpoints" / trained.version, half)
+    (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:1000])
+
+    ended = checkpoints("promote", half.name)
+
+    assert ended.code == 1
+    assert f"The checkpoint {half} is not what was published" in ended.err
+    assert champion(registry_copy)["version"] == trained.version
+
+
+@pytest.mark.parametrize("words", [["list"], ["show"], ["compare", "champion", "champion"], ["prune", "--dry-run"]])
+def test_looking_loads_neither_prefect_nor_torch(words: list[str], trained: Any) -> None:
+    show = "import sys; from flows.cli import app as cli; sys.argv[1:] = ['checkpoints', *sys.argv[1:]]\n"
+    show += "try: cli.main()\nfinally: print('LOADED', *sys.modules)"
+    command = [sys.executable, "-c", show, *words, "--registry", str(trained.registry)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert not {"prefect", "torch", "polars"} & set(done.stdout.partition("LOADED")[2].split())

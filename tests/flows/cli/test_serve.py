@@ -1,0 +1,197 @@
+"""`attnlstm serve`: one command, and there are a page, schedules and runs; one signal, and none of them is left."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, FlowRunFilterState
+from prefect.events import Event
+
+from flows.cli import serve
+from flows.cli.server import CommandServer
+from storage.errors import StorageError
+from storage.registry.checkpoints import Registry
+
+COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "serve"]
+PREFECT_YAML = Path(__file__).resolve().parents[3] / "deployments" / "prefect.yaml"
+NAMES = ("classify", "retrain", "backfill", "partition")
+FLOW_OF = {"partition": "classify"}
+RUN_S, END_S = 300, 120  # of a busy machine
+TWELVE_HOURS_ON = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"  # nothing comes due by itself while a test runs
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def registry(untrained: dict[str, Path], tmp_path: Path) -> Path:
+    """A registry with a champion that was never trained."""
+    registry = Registry.open(str(tmp_path / "registry"))
+    files = {file.name: file.read_bytes() for file in untrained["additive"].iterdir()}
+    registry.promote(registry.publish(files, {"test": {"accuracy": 0.0}}, "").version, "for the test")
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def serving(dataset_copy: Path, registry: Path, free_port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command at work in tmp_path, on relative paths, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        # Sooner than by default, for the test's sake.
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+    }
+    words = ["dataset", "output", "--registry", "registry", "--labelled", "dataset", "--port", str(free_port)]
+    words += ["--classify-cron", TWELVE_HOURS_ON, "--retrain-cron", TWELVE_HOURS_ON]
+    with subprocess.Popen(
+        [*COMMAND, *words],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_serve_runs_what_is_due_or_asked_for_or_caused_by_drift_and_ends_without_a_trace(
+    serving: subprocess.Popen[str], free_port: int, tmp_path: Path
+) -> None:
+    page = f"http://127.0.0.1:{free_port}"
+    assert serving.stdout is not None
+    assert serving.stdout.readline() == f"Prefect's page: {page}\n"
+    assert "text/html" in httpx.get(page).raise_for_status().headers["content-type"]
+    with SyncPrefectClient(api=f"{page}/api") as client:
+        deployments = {name: client.read_deployment_by_name(f"{FLOW_OF.get(name, name)}/{name}") for name in NAMES}
+        crons = {name: [each.schedule.cron for each in found.schedules] for name, found in deployments.items()}
+        assert crons == {"classify": [TWELVE_HOURS_ON], "retrain": [TWELVE_HOURS_ON], "backfill": [], "partition": []}
+
+        # Two that overlap: one waits for the other, and finds nothing to do.
+        runs = [client.create_flow_run_from_deployment(deployments["classify"].id).id for _ in range(2)]
+        _wait(lambda: all(client.read_flow_run(run).state.is_final() for run in runs))
+        ended = sorted(client.read_flow_run(run).state.message for run in runs)
+        assert ended[0].startswith("420 rows in 4 shards scored"), ended
+        assert ended[1].startswith("Nothing to do"), ended
+        passed = {state.name for run in runs for state in client.read_flow_run_states(run)}
+        assert "AwaitingConcurrencySlot" in passed
+        assert len(list((tmp_path / "output" / "predictions").rglob("*.parquet"))) == 4
+        scheduled = FlowRunFilter(state=FlowRunFilterState(type={"any_": ["SCHEDULED"]}))
+        due = {each.deployment_id for each in client.read_flow_runs(flow_run_filter=scheduled)}
+        assert due == {deployments[name].id for name in ("classify", "retrain")}
+
+        resource = {"prefect.resource.id": "attnlstm.checkpoint.of-the-test"}
+        drift = Event(event="attnlstm.evaluation.drift.detected", resource=resource)
+        client.request("POST", "/events", json=[drift.model_dump(mode="json")]).raise_for_status()
+        retrain = DeploymentFilter(name={"any_": ["retrain"]})
+        running = FlowRunFilter(state=FlowRunFilterState(name={"any_": ["Running"]}))
+        _wait(lambda: client.read_flow_runs(flow_run_filter=running, deployment_filter=retrain) != [])
+
+    serving.send_signal(signal.SIGTERM)
+    out, _ = serving.communicate(timeout=END_S)
+
+    assert serving.returncode == 0
+    assert "The schedules are paused" in out
+    with pytest.raises(ProcessLookupError):
+        os.killpg(serving.pid, 0)
+    with sqlite3.connect(tmp_path / "prefect" / "prefect.db") as database:
+        states = database.execute("SELECT state_name, count(*) FROM flow_run GROUP BY 1").fetchall()
+        paused = database.execute("SELECT DISTINCT paused FROM deployment").fetchall()
+    assert (dict(states), paused) == ({"Completed": 2, "Cancelled": 1}, [(1,)])
+
+
+def test_a_port_in_use_is_an_error_that_says_what_to_do(free_port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", free_port)),
+        pytest.raises(OSError, match=f"Port {free_port} of 127.0.0.1 is in use.*name another port with --port"),
+    ):
+        CommandServer(page_port=free_port)
+
+
+def test_names_limits_schedules_and_triggers_are_those_of_prefect_yaml(tmp_path: Path) -> None:
+    places = ("data/date={scheduled:%Y-%m-%d}", str(tmp_path / "output"), "registry", "labelled")
+    served = serve._deployments(*places, "0 * * * *", "0 3 * * 0", "UTC")
+    expected = {each["name"]: each for each in yaml.safe_load(PREFECT_YAML.read_text())["deployments"]}
+
+    assert {each.name for each in served} == set(expected)
+    for each in served:
+        known = expected[each.name]
+        limit = {"limit": each.concurrency_limit, "collision_strategy": each.concurrency_options.collision_strategy}
+        assert known["concurrency_limit"] == limit
+        assert known["description"] == each.description
+        assert known["tags"] == each.tags
+        schedules = [(known["cron"], known["timezone"], known["slug"]) for known in known.get("schedules", [])]
+        assert schedules == [(own.schedule.cron, own.schedule.timezone, own.slug) for own in each.schedules]
+        triggers = [(known["name"], set(known["expect"])) for known in known.get("triggers", [])]
+        assert triggers == [(own.name, own.expect) for own in each.triggers]
+    assert {each.name: each.parameters["source"] for each in served} == {
+        "classify": places[0],
+        "partition": places[0],
+        "backfill": "data",
+        "retrain": "labelled",
+    }
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_credentials_are_refused_before_a_server_has_them(position: int) -> None:
+    places = ["source", "output", "registry", "labelled"]
+    name = places[position]
+    places[position] = "s3://KEY:SECRET@bucket/data"
+    with pytest.raises(StorageError, match=rf"^{name} is s3://bucket/data with credentials in it\.") as refused:
+        serve._deployments(*places, "0 * * * *", "0 3 * * 0", "UTC")
+    assert "SECRET" not in str(refused.value).replace("AWS_SECRET", "")
+
+
+def test_a_source_that_no_run_could_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no scheduled start"):
+        serve._deployments("data/date={scheduled}", "output", "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
+
+
+def test_an_output_keeps_the_settings_it_was_made_with(scored: Any, dataset: Path) -> None:
+    served = serve._deployments(str(dataset), str(scored.output), "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
+
+    parameters = {each.name: each.parameters for each in served}
+    assert set(parameters) == {"classify", "partition", "backfill"}
+    assert parameters["classify"]["keep"] == ["origin", "number", "label"]
+
+
+def test_deployments_of_a_work_pool_are_not_taken_over(prefect_server: str, dataset: Path, tmp_path: Path) -> None:
+    words = (str(dataset), str(tmp_path / "output"), "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
+    deployment = serve._deployments(*words)[0]
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="serve-test", type="process"))
+        applied = deployment.apply(work_pool_name="serve-test")
+        try:
+            with pytest.raises(ValueError, match=r"workers of the pool serve-test run classify/classify\."):
+                asyncio.run(serve._refuse_company([deployment]))
+        finally:
+            client.delete_deployment(applied)
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RUN_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -1,0 +1,123 @@
+"""The events that runs emit, as a server has them: names, resources, what they are related to, and payloads."""
+
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prefect import flow, get_client
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
+
+from flows.orchestration.events import emit_drift, emit_judged, emit_run_ended
+from storage.output.manifests import FailureRecord, RunManifest, ShardRecord
+
+# An event goes its way in the background.
+_PATIENCE_S = 30
+
+
+@pytest.fixture(scope="module")
+def manifest(plain_manifest: RunManifest) -> RunManifest:
+    return replace(
+        plain_manifest,
+        source="/data/date=2026-11-01",
+        output=f"/out/{uuid.uuid4()}",
+        shards=(ShardRecord("a.parquet", "missing", 13, 4000, 2, {"no tokens": 7}, {"x": 6}, 1.5, "a.parquet"),),
+        evaluation={"accuracy": 0.75},
+        drift={"drifted": ["tokens"], "shifts": {}, "estimated_accuracy": 0.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def emitted(prefect_server: str, manifest: RunManifest) -> dict[str, Any]:
+    """What the server has of one run that emits one of each, by name."""
+    failed = replace(manifest, state="failed", shards=(), failures=(FailureRecord("c.parquet", "damaged"),), drift=None)
+
+    @flow
+    def emit_all() -> None:
+        emit_run_ended(manifest)
+        emit_run_ended(failed)
+        emit_drift(manifest)
+        emit_judged("v2", "promoted", "it is better", "/registry")
+        emit_judged("v3", "rejected", "it is worse", "/registry")
+
+    state: Any = emit_all(return_state=True)
+    run = f"prefect.flow-run.{state.state_details.flow_run_id}"
+    wanted = EventFilter(event=EventNameFilter(prefix=["attnlstm."]), related=EventRelatedFilter(id=[run]))
+    deadline = time.monotonic() + _PATIENCE_S
+    with get_client(sync_client=True) as client:
+        while len(events := client.read_events(wanted, limit=50).events) < 5 and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return {event.event: event for event in events}
+
+
+def _resource(event: Any) -> dict[str, str]:
+    return dict(event.resource.root)
+
+
+def test_all_kinds_arrive_related_to_the_flow_run(emitted: dict[str, Any]) -> None:
+    assert sorted(emitted) == [
+        "attnlstm.checkpoint.promoted",
+        "attnlstm.checkpoint.rejected",
+        "attnlstm.evaluation.drift.detected",
+        "attnlstm.run.completed",
+        "attnlstm.run.failed",
+    ]
+
+
+def test_run_that_completed_tells_of_its_output_and_what_it_counted(
+    emitted: dict[str, Any], manifest: RunManifest
+) -> None:
+    event = emitted["attnlstm.run.completed"]
+
+    assert _resource(event) == {
+        "prefect.resource.id": f"attnlstm.output.{manifest.output}",
+        "prefect.resource.name": manifest.output,
+        "attnlstm.source": "/data/date=2026-11-01",
+        "attnlstm.wrote": "yes",
+    }
+    related = {resource.role: resource.id for resource in event.related}
+    assert related["checkpoint"] == "attnlstm.checkpoint.v1"
+    assert related["flow"].startswith("prefect.flow.")
+    assert event.payload == {
+        "run_id": "3f2a",
+        "run_name": "brave-fox",
+        "state": "completed",
+        "source": "/data/date=2026-11-01",
+        "output": manifest.output,
+        "mode": "missing",
+        "checkpoint": "v1",
+        "shards": 1,
+        "up_to_date": 5,
+        "failed": 0,
+        "rows": 13,
+        "errors": {"no tokens": 7},
+        "truncated": 2,
+        "tokens": 4000,
+        "seconds": 2.0,
+        "tokens_per_second": 2000,
+        "evaluation": {"accuracy": 0.75},
+        "drifted": ["tokens"],
+    }
+
+
+def test_run_that_failed_has_a_name_and_a_label_that_triggers_can_tell_it_by(emitted: dict[str, Any]) -> None:
+    event = emitted["attnlstm.run.failed"]
+
+    assert _resource(event)["attnlstm.wrote"] == "no"
+    assert (event.payload["state"], event.payload["failed"], event.payload["drifted"]) == ("failed", 1, [])
+
+
+def test_checkpoints_and_drift_are_about_the_checkpoint(emitted: dict[str, Any]) -> None:
+    about = {name: _resource(event)["prefect.resource.id"] for name, event in emitted.items()}
+
+    assert about["attnlstm.checkpoint.promoted"] == "attnlstm.checkpoint.v2"
+    assert about["attnlstm.checkpoint.rejected"] == "attnlstm.checkpoint.v3"
+    assert about["attnlstm.evaluation.drift.detected"] == "attnlstm.checkpoint.v1"
+    assert emitted["attnlstm.evaluation.drift.detected"].payload["drifted"] == ["tokens"]
+    assert emitted["attnlstm.checkpoint.promoted"].payload == {
+        "version": "v2",
+        "alias": "champion",
+        "why": "it is better",
+        "registry": "/registry",
+    }
