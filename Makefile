@@ -31,7 +31,7 @@ growth: .venv/installed-bench ## Ten thousand to ten million rows: time and memo
 
 study: .venv/installed-test ## Measure what attention is worth (some ten minutes); goes on where it was stopped
 	@$(BIN)/attnlstm sample study/sample --rows 4000 --fragment-bytes 64
-	@$(BIN)/attnlstm study study/sample $(STUDY_SETS) --rows 2000 --epochs 12 --out study/out
+	@$(BIN)/python tests/benchmarks/study/run.py study/sample $(STUDY_SETS) --rows 2000 --epochs 12 --out study/out
 	@mkdir -p tests/benchmarks/results && cp study/out/study.* tests/benchmarks/results/
 
 kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)

@@ -18,7 +18,6 @@ _MODULES = {
     "plan": _INSPECTION,
     "verify": _INSPECTION,
     "prune": _INSPECTION,
-    "study": "flows.study",  # the same
     "serve": "flows.cli.serve",
 }
 _FLOWS = frozenset({"retrain", "classify", "backfill", "demo"})
@@ -42,7 +41,6 @@ for _name, _help in {
     "plan": "Say what classify would do, and why.",
     "verify": "Check an output against its input, row by row.",
     "prune": "Remove from an output what no input accounts for.",
-    "study": "Measure what attention is worth on labelled data, against poolings without.",
 }.items():
     _module = _MODULES.get(_name, "flows.cli.commands")
     app.command(f"{_module}:{_name}", name=_name, help=_help)

@@ -1,0 +1,145 @@
+"""One training of the study: a pooling and a seed on a labelled set, with the same budget for every pooling.
+
+Owns the budget, what is kept of a training as plain data, and when an earlier training still counts. Does not know
+what the figures mean.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attnlstm.config import ModelConfig
+from attnlstm.engines.torch_engine import TorchEngine
+from attnlstm.evaluation.calibration import log_loss
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
+from attnlstm.threads import num_cores
+from attnlstm.training.loop import Labelled, TrainingSettings, train
+from attnlstm.training.presets import preset
+from attnlstm.training.rows import crop
+from attnlstm.training.schedule import usual_epochs
+from poolings import POOLINGS, Pooling, make_network
+from storage.labelled.source import LabelledSource
+from storage.labelled.split import TEST, TRAIN, VALIDATION
+
+SIZES = preset("reference")
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """classes: names, in the order of the labels. train, validation, test: the sides of the split, none empty."""
+
+    classes: tuple[str, ...]
+    train: Labelled
+    validation: Labelled
+    test: Labelled
+
+    @property
+    def sides(self) -> tuple[Labelled, Labelled, Labelled]:
+        """Train, validation and test."""
+        return self.train, self.validation, self.test
+
+    def shares_loss(self) -> float:
+        """The log loss on the validation rows, in nats, of knowing only the classes' shares of the train rows.
+
+        A class without train rows counts as if it had one.
+        """
+        counts = np.bincount(self.train.labels, minlength=len(self.classes)).clip(min=1)
+        return float(-np.log(counts[self.validation.labels] / counts.sum()).mean())
+
+
+def read_set(source: str, num_rows: int | None) -> LabelledSet:
+    """The labelled rows of a source: about `num_rows`, the same share of each side and always the same rows."""
+    found = LabelledSource(source).read()
+    sides = [Labelled(*found.side(side)) for side in (TRAIN, VALIDATION, TEST)]
+    total = sum(map(len, sides))
+    if num_rows is not None and num_rows < total:
+        rng = np.random.default_rng(0)
+        for place, side in enumerate(sides):
+            kept = max(1, round(len(side) * num_rows / total))
+            rows = np.sort(rng.permutation(len(side))[:kept])
+            sides[place] = crop(side, rows, int(side.lengths.max()), rng)
+    return LabelledSet(found.classes, *sides)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, ready for JSON. The same again on the same machine, except for `seconds`.
+
+    accuracy, macro_f1, log_loss: of the kept weights on the test rows. best_epoch: whose weights were kept, by the
+    validation rows. train_loss, validation_loss, validation_accuracy: after each epoch.
+    """
+
+    variant: Pooling
+    seed: int
+    num_parameters: int
+    accuracy: float
+    macro_f1: float
+    log_loss: float
+    best_epoch: int
+    train_loss: Sequence[float]
+    validation_loss: Sequence[float]
+    validation_accuracy: Sequence[float]
+    seconds: float
+
+    def epochs_to(self, loss: float) -> int | None:
+        """The first epoch that ended with this validation loss or less; None if none did."""
+        return next((epoch for epoch, found in enumerate(self.validation_loss, 1) if found <= loss), None)
+
+
+def budget(rows: LabelledSet, seed: int, epochs: int | None) -> TrainingSettings:
+    """Whole rows and all of the epochs. epochs: None for as many as suit the number of rows."""
+    num_epochs = epochs or usual_epochs(math.ceil(len(rows.train) / SIZES.settings().batch_rows))
+    return SIZES.settings(seed=seed, crop_tokens=None, epochs=num_epochs, patience=num_epochs)
+
+
+def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) -> Outcome:
+    """Train a fresh network, keep the weights that are best on the validation rows, and measure them on the test rows.
+
+    The torch engine scores, since it runs a network's own pooling; its batches hold rows of similar length.
+    """
+    config = _config(pooling, rows)
+    network = make_network(pooling, config, settings.seed)
+    result = train(config, settings, rows.train, rows.validation, network=network)
+    engine = TorchEngine(result.network, settings.device, num_cores())
+    logits = engine.logits(rows.test.values, rows.test.offsets)
+    figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), rows.test.labels, len(rows.classes)))
+    return Outcome(
+        variant=pooling,
+        seed=settings.seed,
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        accuracy=figures["accuracy"],
+        macro_f1=figures["macro_f1"],
+        log_loss=log_loss(logits, rows.test.labels),
+        best_epoch=result.best_epoch,
+        train_loss=tuple(report.train_loss for report in result.epochs),
+        validation_loss=tuple(report.validation_loss for report in result.epochs),
+        validation_accuracy=tuple(report.validation_accuracy for report in result.epochs),
+        seconds=result.seconds,
+    )
+
+
+def trained(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings, file: Path) -> Outcome:
+    """The outcome that `file` holds, if it is of the same rows and settings; otherwise that of a training, now."""
+    parts = [torch.__version__, pooling, _config(pooling, rows).to_json(), asdict(replace(settings, threads=None))]
+    parts += [side.digest() for side in rows.sides]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        record = json.loads(file.read_bytes())
+        if record["digest"] == digest:
+            return Outcome(**record["outcome"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # there is none yet, or a kill left half of it
+    outcome = train_once(pooling, rows, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"digest": digest, "outcome": asdict(outcome)}, indent=1))
+    return outcome
+
+
+def _config(pooling: Pooling, rows: LabelledSet) -> ModelConfig:
+    return SIZES.config(rows.classes, attention=POOLINGS[pooling][1])
