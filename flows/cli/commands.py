@@ -125,7 +125,7 @@ def sample(
     """
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
         bar = bars.add_task("fragments", total=rows)
-        written = write_sample(
+        counts = write_sample(
             Path(out),
             rows=rows,
             fragment_bytes=fragment_bytes,
@@ -133,9 +133,6 @@ def sample(
             start=start,
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    labels = ", ".join(f"{label} {count:,}" for label, count in sorted(written.rows_per_label.items()))
-    _out.print(
-        f"{written.num_rows:,} fragments of {fragment_bytes} bytes in {len(written.files)} files under {written.root}"
-    )
-    _out.print(f"file types: {labels}")
+    _out.print(f"{rows:,} fragments of {fragment_bytes} bytes in {days} files under {out}")
+    _out.print(f"file types: {', '.join(f'{label} {count:,}' for label, count in counts.items())}")
     return DONE
