@@ -17,12 +17,11 @@ from pydantic import Field
 
 from attnlstm.engines import Device, EngineName, Precision
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
-from flows.cli.printing import counted
-from flows.operations.score import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint
+from flows.operations.score import ScoredShard, ScoringJob, check_checkpoint, load_checkpoint, measure_drift
 from flows.orchestration.credentials import Place, refuse_stored_credentials
 from flows.orchestration.description import described
-from flows.orchestration.drift import compare_shards, publish_drift
 from flows.orchestration.events import emit_run_ended
+from flows.orchestration.facts import counted
 from flows.orchestration.progress import RunProgress, showing
 from flows.orchestration.report import publish_report
 from flows.orchestration.runners import Crew, RunnerName, check_runner, open_crew
@@ -177,11 +176,10 @@ def classify(
             *sorted(outcome.failures, key=lambda failure: failure.name),
         ),
         evaluation=outcome.evaluation(),
-        drift=compare_shards(stored.card, (scored.observed for scored in outcome.scored)),
+        drift=measure_drift(stored.card, (scored.observed for scored in outcome.scored)),
     )
     write_manifest(place.root, manifest)
     publish_report(manifest)
-    publish_drift(manifest)
     emit_run_ended(manifest)
     return _final_state(manifest)
 

@@ -19,7 +19,7 @@ from flows.operations.promote import PromotionRules, Verdict, judge_checkpoint
 from flows.operations.train import Listener, TrainingRequest, VanishedClasses, train_checkpoint
 from flows.orchestration.credentials import Place, refuse_stored_credentials
 from flows.orchestration.description import described
-from flows.orchestration.events import emit_judged
+from flows.orchestration.events import emit_promotion
 from flows.orchestration.faults import is_transient
 from flows.orchestration.gpu_slot import device_slot
 from flows.orchestration.progress import RunProgress, showing
@@ -177,4 +177,4 @@ def _publish(registry: Registry, version: str, verdict: Verdict, started: dateti
         description=f"Checkpoint {version}",
     )
     if verdict.outcome != "unchanged":
-        emit_judged(version, verdict.outcome, verdict.why, str(registry.root))
+        emit_promotion(version, verdict.outcome, verdict.why, str(registry.root))

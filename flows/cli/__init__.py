@@ -1,1 +1,6 @@
-"""The command line: commands, how they print, and the server that a command may start."""
+"""The command line of attnlstm: its commands, what they print, and the servers that they start.
+
+Exit codes are the same for all commands: done, failed, wrong use, interrupted.
+"""
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

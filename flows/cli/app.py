@@ -1,26 +1,63 @@
-"""The command line: which commands there are, and the options that all of them share.
+"""The command line: which commands there are, the option that all of them share, and what surrounds a command.
 
 Each flow's own signature and docstring make its command, so a flag, its help and its bounds are written once.
-Nothing heavy is imported before a command is known.
+Nothing heavy is imported before a command is known. What a command does and prints is not known here; how it ends is:
+its exit code and, for an error, the one message.
 """
 
 import importlib.metadata
+import logging
+import os
 import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
-from flows.cli.session import run_command
+from flows.cli import DONE, FAILED, INTERRUPTED, WRONG_USE
 
-_INSPECTION = "flows.cli.inspection"  # without Prefect, so that looking is quick
-_MODULES = {
-    "demo": "flows.cli.demo",
-    "plan": _INSPECTION,
-    "verify": _INSPECTION,
-    "prune": _INSPECTION,
-    "serve": "flows.cli.serve",
+
+@dataclass(frozen=True)
+class _Command:
+    """target: where its function is. runs_flows: whether it needs Prefect, and a server if none is configured."""
+
+    target: str
+    help: str
+    runs_flows: bool = False
+
+
+_COMMANDS = {
+    "demo": _Command(
+        "flows.cli.demo:demo", "Sample real bytes, train on them, classify them; a tour in a few minutes.", True
+    ),
+    "sample": _Command(
+        "flows.cli.commands:sample", "Write labelled fragments of the files on this machine, to try things on."
+    ),
+    "retrain": _Command(
+        "flows.cli.commands:retrain",
+        "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
+        True,
+    ),
+    "classify": _Command(
+        "flows.cli.commands:classify", "Score every row of a Parquet dataset; rerun to score what is new.", True
+    ),
+    "backfill": _Command("flows.cli.commands:backfill", "Classify a range of partitions, such as dates.", True),
+    # It starts a server with a page, on a port that its options name.
+    "serve": _Command("flows.cli.serve:serve", "Do all of this on schedules, with Prefect's page, until interrupted."),
+    "plan": _Command("flows.cli.outputs:plan", "Say what classify would do, and why."),
+    "verify": _Command("flows.cli.outputs:verify", "Check an output against its input, row by row."),
+    "prune": _Command("flows.cli.outputs:prune", "Remove from an output what no input accounts for."),
 }
-_FLOWS = frozenset({"retrain", "classify", "backfill", "demo"})
+_CHECKPOINT_COMMANDS = {
+    "list": _Command("flows.cli.checkpoints:list_checkpoints", "List them, oldest first."),
+    "show": _Command("flows.cli.checkpoints:show", "Show one: its figures, its data, the judgement on it."),
+    "promote": _Command("flows.cli.checkpoints:promote", "Make one champion."),
+    "rollback": _Command("flows.cli.checkpoints:rollback", "Make the champion before this one champion again."),
+    "compare": _Command("flows.cli.checkpoints:compare", "Compare two, by their cards or on the same rows."),
+    "prune": _Command("flows.cli.checkpoints:prune", "Remove old ones, and what killed runs left."),
+}
 
 app = App(
     name="attnlstm",
@@ -29,32 +66,12 @@ app = App(
     default_parameter=Parameter(negative=(), consume_multiple=True),
     result_action="return_value",
     exit_on_error=False,
-    suppress_keyboard_interrupt=False,  # flows.cli.session says how to go on
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
-for _name, _help in {
-    "demo": "Sample real bytes, train on them, classify them; a tour in a few minutes.",
-    "sample": "Write labelled fragments of the files on this machine, to try things on.",
-    "retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
-    "classify": "Score every row of a Parquet dataset; rerun to score what is new.",
-    "backfill": "Classify a range of partitions, such as dates.",
-    "serve": "Do all of this on schedules, with Prefect's page, until interrupted.",
-    "plan": "Say what classify would do, and why.",
-    "verify": "Check an output against its input, row by row.",
-    "prune": "Remove from an output what no input accounts for.",
-}.items():
-    _module = _MODULES.get(_name, "flows.cli.commands")
-    app.command(f"{_module}:{_name}", name=_name, help=_help)
-
 _checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")
-for _name, _function, _help in (
-    ("list", "list_checkpoints", "List them, oldest first."),
-    ("show", "show", "Show one: its figures, its data, the judgement on it."),
-    ("promote", "promote", "Make one champion."),
-    ("rollback", "rollback", "Make the champion before this one champion again."),
-    ("compare", "compare", "Compare two, by their cards or on the same rows."),
-    ("prune", "prune", "Remove old ones, and what killed runs left."),
-):
-    _checkpoints.command(f"flows.cli.checkpoints:{_function}", name=_name, help=_help)
+for _app, _commands in ((app, _COMMANDS), (_checkpoints, _CHECKPOINT_COMMANDS)):
+    for _name, _command in _commands.items():
+        _app.command(_command.target, name=_name, help=_command.help)
 app.command(_checkpoints)
 
 
@@ -73,8 +90,87 @@ def _launch(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    words = sys.argv[1:]
-    # Before anything is parsed: finding a command imports it, and with it Prefect, which reads its settings then.
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command line and turn what comes of it into an exit code and, for an error, one message on stderr."""
     verbose = "--verbose" in words
-    with_prefect = bool(_FLOWS.intersection(words)) and not {"-h", "--help"}.intersection(words)
-    sys.exit(run_command(lambda: app.meta(words), verbose=verbose, with_prefect=with_prefect))
+    # Before a command is imported, and with it Prefect, which reads its settings then.
+    _prepare_process(verbose)
+    try:
+        if _runs_flows(words):
+            from flows.cli.server import begin_prefect
+
+            begin_prefect()  # it starts while the command is imported
+        code: int | None = app.meta(words)
+        return code or DONE
+    except CycloptsError:
+        return WRONG_USE  # it has printed what was wrong
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if verbose:
+            traceback.print_exception(error)
+        print(f"Error: {error_message(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _runs_flows(words: Sequence[str]) -> bool:
+    """Whether these words are a command that runs flows, as cyclopts parses them.
+
+    It parses them here by the names of the commands alone: `app` would import the command that it finds.
+    """
+    names = App(default_parameter=app.default_parameter)
+    for name in _COMMANDS:
+        names.command(App(name=name))
+    names.meta.default(_launch)
+    chain, _, others = names.meta.parse_commands(words)
+    command = _COMMANDS.get(chain[0]) if chain else None
+    return command is not None and command.runs_flows and not {*app.help_flags}.intersection(chain, others)
+
+
+def error_message(error: BaseException) -> str:
+    """What to tell a user. Errors that were not foreseen say what they are and where to learn more."""
+    from storage.errors import StorageError
+
+    if isinstance(error, StorageError | ValueError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if _is_unreachable(error):
+        from prefect.settings import get_current_settings
+
+        return (
+            f"No Prefect server answers at {get_current_settings().api.url}. Start it, or have this command start its "
+            "own: prefect config unset PREFECT_API_URL, or PREFECT_API_URL= before the command."
+        )
+    return f"{type(error).__name__}: {error}\nThis was not foreseen; --verbose shows the traceback."
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether Prefect's client, or what it is made of, says that there is no server."""
+    from httpx import ConnectError
+
+    return isinstance(error, ConnectError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+    )
+
+
+def _prepare_process(verbose: bool) -> None:
+    """Settings that Prefect reads when it is imported, where the user has not set them, and what its log leaves out."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attnlstm")  # such as batches halved on a small GPU
+    # After 2, 4, 8 ... s, four minutes in all, so that a run can say how it ended after its server was restarted.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "110")  # rich takes 80 for a pipe, and folds paths
+    if not verbose:
+        # Tracebacks of failed runs: they still reach the API, and the command prints one line of its own.
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).propagate = False
+        # "Still processing items" where the last events leave after the run has ended.
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)

@@ -1,28 +1,32 @@
-"""The commands about a registry's checkpoints: list, show, promote, rollback, compare, prune.
+"""The commands about a registry's checkpoints: list, show, promote, rollback, compare, prune, and what they print.
 
-Reads storage and prints. Knows nothing about Prefect, so that these commands are quick; only `compare --source` loads
-the model.
+What is printed is drawn from cards and from records of comparisons. Knows nothing about Prefect, so that these commands
+are quick; only `compare --source` loads the model.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from cyclopts import Parameter
 from pydantic import Field
-from rich.markup import escape
-from rich.table import Table
 
 from attnlstm.evaluation.comparison import Metric
-from flows.cli.figures import compare_cards, print_comparison, print_figures
-from flows.cli.printing import byte_size, counted, out, print_facts, print_json
-from flows.cli.session import DONE
+from flows.cli import DONE
+from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
+from flows.orchestration.facts import counted
 from storage.errors import RegistryError
 from storage.registry.checkpoints import CHAMPION, Registry
 from storage.registry.retention import Doomed, find_prunable
 from storage.registry.retention import prune as remove_old
 
-AsJson = Annotated[bool, Parameter(name="--json")]
+_MEASURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "log_loss": "log loss",
+    "auroc": "AUROC",
+    "ece": "calibration error",
+    "ece_before_scaling": "before scaling",
+}
 
 
 def list_checkpoints(*, registry: str = "registry", as_json: AsJson = False) -> int:
@@ -35,20 +39,14 @@ def list_checkpoints(*, registry: str = "registry", as_json: AsJson = False) -> 
     opened = Registry.open(registry)
     alias = opened.alias()
     rows = [_row(opened, version, alias is not None and alias.version == version) for version in opened.versions()]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return DONE
-    if not rows:
-        out.print(f"No checkpoints in {opened.root}. Train one with `attnlstm retrain SOURCE --registry {registry}`.")
-        return DONE
-    table = Table("version", "", "accuracy", "macro-F1", "trained on", box=None)
-    for row in rows:
-        measures = [f"{row[name]:.4f}" if row[name] is not None else "" for name in ("accuracy", "macro_f1")]
-        state = "champion" if row["champion"] else row["damage"] or row["judged"] or ""
-        table.add_row(row["version"], escape(state), *measures, row["source"])
-    out.print(table)
+    to = printer(as_json)
+    if rows:
+        show_list(to, rows)
+    else:
+        to.record([])
+        to.say(f"No checkpoints in {opened.root}. Train one with `attnlstm retrain SOURCE --registry {registry}`.")
     if alias:
-        out.print(f"champion since {alias.since}: {escape(alias.why)}")
+        to.say(f"champion since {alias.since}: {alias.why}")
     return DONE
 
 
@@ -62,13 +60,9 @@ def show(checkpoint: str = CHAMPION, *, registry: str = "registry", as_json: AsJ
     """
     opened = Registry.open(registry)
     card = opened.card(_version(opened, checkpoint))
-    if as_json:
-        print_json(card)
-        return DONE
     alias = opened.alias()
-    if alias and alias.version == card["version"]:
-        print_facts({"champion": f"since {alias.since}: {alias.why}"})
-    print_figures(card)
+    since = f"since {alias.since}: {alias.why}" if alias and alias.version == card["version"] else None
+    show_card(printer(as_json), card, since)
     return DONE
 
 
@@ -81,7 +75,7 @@ def promote(version: str, *, why: str = "promoted by hand", registry: str = "reg
         registry: Folder or URI of the checkpoint registry.
     """
     Registry.open(registry).promote(version, why)
-    out.print(f"{version} is champion.")
+    printer().say(f"{version} is champion.")
     return DONE
 
 
@@ -93,7 +87,7 @@ def rollback(*, why: str = "rolled back by hand", registry: str = "registry") ->
         registry: Folder or URI of the checkpoint registry.
     """
     alias = Registry.open(registry).roll_back(why)
-    out.print(f"{alias.version} is champion again; {alias.undone[0].version} is not.")
+    printer().say(f"{alias.version} is champion again; {alias.undone[0].version} is not.")
     return DONE
 
 
@@ -133,10 +127,7 @@ def compare(
         old, new = opened.load(a), opened.load(b)
         record = {"a": old.version, "b": new.version}
         record |= compare_checkpoints(old, new, rows, metric).record()
-    if as_json:
-        print_json(record)
-    else:
-        print_comparison(record)
+    show_comparison(printer(as_json), record)
     return DONE
 
 
@@ -159,7 +150,7 @@ def prune(
     """
     opened = Registry.open(registry)
     choose = find_prunable if dry_run else remove_old
-    _show_removed(choose(opened, keep=keep, history=history), dry_run, as_json)
+    show_removed(printer(as_json), choose(opened, keep=keep, history=history), dry_run=dry_run)
     return DONE
 
 
@@ -191,12 +182,125 @@ def _row(registry: Registry, version: str, is_champion: bool) -> dict[str, Any]:
     }
 
 
-def _show_removed(doomed: list[Doomed], dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"dry_run": dry_run, "removed": [asdict(each) for each in doomed]})
+def show_list(to: Printer, rows: Sequence[dict[str, Any]]) -> None:
+    """A row for each checkpoint of a registry."""
+    to.record(rows)
+    shown = []
+    for row in rows:
+        measures = (f"{row[name]:.4f}" if row[name] is not None else "" for name in ("accuracy", "macro_f1"))
+        state = "champion" if row["champion"] else row["damage"] or row["judged"] or ""
+        shown.append((row["version"], state, *measures, row["source"] or ""))
+    to.table(("version", "", "accuracy", "macro-F1", "trained on"), shown)
+
+
+def show_card(to: Printer, card: dict[str, Any], champion: str | None) -> None:
+    """One checkpoint. champion: since when it is that and why, if it is."""
+    to.record(card)
+    facts = {"champion": champion} if champion else {}
+    facts |= {"version": card["version"]} | card_facts(card)
+    if judgement := card.get("judgement"):
+        facts[judgement["outcome"]] = f"{judgement['at']}: {judgement['why']}"
+    to.facts(facts)
+    if per_class := card.get("test", {}).get("per_class"):
+        rows = [
+            (name, *(f"{figures[each]:.4f}" for each in ("precision", "recall", "f1")), f"{figures['num_rows']:,}")
+            for name, figures in per_class.items()
+        ]
+        to.table(("class", "precision", "recall", "F1", "test rows"), rows, rest="classes")
+
+
+def card_facts(card: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint was trained on, how that went, and how good it is on test rows, as far as its card says."""
+    test, data, training = card.get("test", {}), card.get("data", {}), card.get("training", {})
+    facts = {}
+    if data:
+        rows = ", ".join(f"{name} {count:,}" for name, count in data["rows"].items())
+        sources = ", ".join([data["source"], *data.get("also", [])])
+        facts["trained on"] = f"{sources}: {rows} rows, split by {data['split_by']}"
+    if training:
+        facts["training"] = (
+            f"{len(training['epochs'])} epochs in {training['seconds']:.0f} s, the best was {training['best_epoch']}; "
+            f"stopped by {training['stopped_by']}, from {training['started_from']}"
+        )
+    if test:
+        measures = [f"{text} {test[name]:.4f}" for name, text in _MEASURES.items() if test.get(name) is not None]
+        if "majority_accuracy" in test:
+            measures.append(f"commonest class {test['majority_accuracy']:.4f}")
+        facts["test"] = f"{', '.join(measures)}, on {counted(test.get('num_rows', 0), 'row')}"
+    return facts
+
+
+def compare_cards(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """What two cards say, side by side.
+
+    same_rows: whether both were measured on the same number of the same source's rows, without which the figures can't
+    be held against each other.
+    """
+    data = [{name: card.get("data", {}).get(name) for name in ("source", "also", "since", "rows")} for card in (a, b)]
+    return {
+        "a": a["version"],
+        "b": b["version"],
+        "same_rows": data[0] == data[1],
+        "champion": a.get("test", {}),
+        "challenger": b.get("test", {}),
+        "settings": _differing(a, b),
+    }
+
+
+def show_comparison(to: Printer, record: dict[str, Any]) -> None:
+    """What `compare_cards` says, or a comparison on the same rows."""
+    to.record(record)
+    a, b = record["champion"], record["challenger"]
+    figures = [(text, a.get(name), b.get(name)) for name, text in _MEASURES.items()]
+    figures += [
+        (f"F1 of {name}", per_class["f1"], b.get("per_class", {}).get(name, {}).get("f1"))
+        for name, per_class in list(a.get("per_class", {}).items())[:MOST_LISTED]
+    ]
+    rows = [
+        (text, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+        for text, before, after in figures
+        if before is not None and after is not None
+    ]
+    to.table(("", record["a"], record["b"], "change"), rows)
+    if "difference" in record:
+        _show_tests(to, record)
         return
+    for name, (before, after) in record["settings"].items():
+        to.say(f"{name}: {before}, then {after}")
+    if not record["same_rows"]:
+        to.say("These figures are of other rows each; --source compares both on the same ones.")
+
+
+def _show_tests(to: Printer, record: dict[str, Any]) -> None:
+    found, flips = record["difference"], record["flips"]
+    to.say(
+        f"On {counted(record['num_rows'], 'row')}: {found['metric']} {found['value']:+.4f}, {found['confidence']:.0%} "
+        f"interval {found['low']:+.4f} to {found['high']:+.4f}"
+    )
+    to.say(f"{flips['num_won']:,} rows won, {flips['num_lost']:,} lost, p {flips['p_value']:.2g}")
+    for what in ("lost", "won"):
+        for each in record["examples"].get(what, []):
+            to.say(f"{what}  {each['row']}: {each['label']}, named {each['champion']}, then {each['challenger']}")
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two trainings differ, by name."""
+    before, after = (
+        {"preset": training.get("preset"), "started_from": training.get("started_from")} | training.get("settings", {})
+        for training in (card.get("training", {}) for card in (a, b))
+    )
+    return {
+        name: (before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    }
+
+
+def show_removed(to: Printer, doomed: Sequence[Doomed], *, dry_run: bool) -> None:
+    """What was removed from a registry, or would be."""
+    to.record({"dry_run": dry_run, "removed": [asdict(each) for each in doomed]})
     verb = "would remove" if dry_run else "removed"
     for each in doomed:
-        out.print(f"{verb}  {escape(f'{each.path} ({each.reason})')}")
+        to.say(f"{verb}  {each.path} ({each.reason})")
     size = byte_size(sum(each.num_bytes for each in doomed))
-    out.print(f"{verb.capitalize()} {counted(len(doomed), 'item')} of {size}." if doomed else "Nothing to remove.")
+    to.say(f"{verb.capitalize()} {counted(len(doomed), 'item')} of {size}." if doomed else "Nothing to remove.")

@@ -1,9 +1,11 @@
-"""The commands of the command line: each runs a flow in this process, or prints what storage says."""
+"""The commands that run something: the three flows in this process, and the sample of real files.
+
+Owns what is printed when they have ended. A flow's options are its own, and so is what it does.
+"""
 
 import functools
 import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,32 +13,26 @@ from typing import Annotated, Any, cast
 from prefect import Flow, State
 from prefect.exceptions import FailedRun
 from pydantic import Field
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
 import flows.backfill
 import flows.classify
 import flows.retrain
+from flows.cli import DONE, FAILED
+from flows.cli.checkpoints import card_facts
+from flows.cli.printing import Printer, printer, progress
 from flows.cli.sample import write_sample
-from flows.cli.session import DONE, FAILED, start_prefect
+from flows.cli.server import start_prefect
 from flows.orchestration.credentials import refuse_credentials
-from flows.orchestration.report import print_summary
+from flows.orchestration.facts import run_facts
 from storage.locations import Location
-from storage.output.manifests import read_manifest
+from storage.output.manifests import RunManifest, read_manifest
 from storage.registry.checkpoints import Registry
 
-_out = Console(soft_wrap=True, highlight=False)
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
-
-Summary = Callable[[State[Any], dict[str, Any]], None]
-
-_HEADINGS = {"promoted": "champion", "rejected": "rejected", "unchanged": "unchanged"}
+Ending = Callable[[Printer, State[Any], Mapping[str, Any]], None]
 
 
-def _as_command(flow: Flow[..., Any], summarise: Summary) -> Callable[..., int]:
-    """A command with the flow's own signature and help. summarise: prints what a final state has to say."""
+def _as_command(flow: Flow[..., Any], show_ending: Ending) -> Callable[..., int]:
+    """A command with the flow's own signature and help. show_ending: prints what its final state has to say."""
 
     @functools.wraps(flow.fn)
     def command(*args: Any, **options: Any) -> int:
@@ -48,60 +44,65 @@ def _as_command(flow: Flow[..., Any], summarise: Summary) -> Callable[..., int]:
         outcome: Any = state.result(raise_on_failure=False)
         if isinstance(outcome, Exception) and not isinstance(outcome, FailedRun):
             raise outcome
-        summarise(state, bound.arguments)
+        show_ending(printer(), state, bound.arguments)
         return DONE if state.is_completed() else FAILED
 
     return command
 
 
-def _classified(state: State[Any], options: dict[str, Any]) -> None:
+def _show_classified(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
     manifest = read_manifest(Location.parse(options["output"]), str(state.state_details.flow_run_id))
     if manifest is None:
-        _print_message(state)
+        _show_message(to, state)
     else:
-        print_summary(manifest, _out)
+        show_run(to, manifest)
 
 
-def _print_message(state: State[Any], options: dict[str, Any] | None = None) -> None:
-    console = _out if state.is_completed() else _errors
-    console.print(escape(state.message or state.name or "done"))
+def show_run(to: Printer, manifest: RunManifest) -> None:
+    """The closing summary of a classify run: its facts, and what failed."""
+    to.facts(run_facts(manifest))
+    failures = [("failed", f"{failure.name}: {failure.reason}") for failure in manifest.failures]
+    to.lines(failures, rest="failures", kept_in="the manifest")
 
 
-def _backfilled(state: State[Any], options: dict[str, Any]) -> None:
+def _show_backfilled(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
     runs: Any = state.result(raise_on_failure=False)
     if isinstance(runs, list):
-        table = Table("partition", "state", "rows", "errors", "seconds", "", box=None)
-        for run in runs:
-            counts = (f"{run['rows']:,}", f"{run['errors']:,}", f"{run['seconds']:.1f}")
-            message = "" if run["state"] == "Completed" else run["message"]
-            table.add_row(*map(escape, (run["partition"], run["state"], *counts, message)))
-        _out.print(table)
-    _print_message(state)
+        show_partitions(to, runs)
+    _show_message(to, state)
 
 
-def _retrained(state: State[Any], options: dict[str, Any]) -> None:
+def show_partitions(to: Printer, runs: list[dict[str, Any]]) -> None:
+    """A row for each partition of a backfill; those that completed need no words."""
+    rows = [
+        (
+            run["partition"],
+            run["state"],
+            f"{run['rows']:,}",
+            f"{run['errors']:,}",
+            f"{run['seconds']:.1f}",
+            "" if run["state"] == "Completed" else run["message"],
+        )
+        for run in runs
+    ]
+    to.table(("partition", "state", "rows", "errors", "seconds", ""), rows)
+
+
+def _show_retrained(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
     result = state.result()
     stored = Registry.open(options["registry"]).load(result["version"])
-    test, training = stored.card["test"], stored.card["training"]
-    table = Table.grid(padding=(0, 2))
-    epochs = f"{len(training['epochs'])} epochs in {training['seconds']:.0f} s, the best was {training['best_epoch']}"
-    measures = f"accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, calibration error {test['ece']:.4f}"
-    for name, value in (
-        ("training", f"{epochs}; stopped by {training['stopped_by']}, from {training['started_from']}"),
-        (
-            "test",
-            f"{measures}, on {test['num_rows']:,} rows (commonest class {test['majority_accuracy']:.4f})",
-        ),
-        ("checkpoint", str(stored.location)),
-        (_HEADINGS[result["outcome"]], state.message or ""),
-    ):
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
-    _out.print(table)
+    decision = {"promoted": "champion"}.get(result["outcome"], result["outcome"])
+    to.facts(card_facts(stored.card) | {"checkpoint": str(stored.location), decision: state.message or ""})
 
 
-classify = _as_command(flows.classify.classify, _classified)
-backfill = _as_command(flows.backfill.backfill, _backfilled)
-retrain = _as_command(flows.retrain.retrain, _retrained)
+def _show_message(to: Printer, state: State[Any]) -> None:
+    show = to.say if state.is_completed() else to.complain
+    show(state.message or state.name or "done")
+
+
+classify = _as_command(flows.classify.classify, _show_classified)
+backfill = _as_command(flows.backfill.backfill, _show_backfilled)
+retrain = _as_command(flows.retrain.retrain, _show_retrained)
 
 
 def sample(
@@ -123,16 +124,19 @@ def sample(
         days: Dates to spread them over.
         start: First date.
     """
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
-        bar = bars.add_task("fragments", total=rows)
-        counts = write_sample(
+    with progress("fragments", rows) as bar:
+        written = write_sample(
             Path(out),
             rows=rows,
             fragment_bytes=fragment_bytes,
             days=days,
             start=start,
-            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            on_progress=lambda done, total: bar(completed=done),
         )
-    _out.print(f"{rows:,} fragments of {fragment_bytes} bytes in {days} files under {out}")
-    _out.print(f"file types: {', '.join(f'{label} {count:,}' for label, count in counts.items())}")
+    labels = ", ".join(f"{label} {count:,}" for label, count in sorted(written.rows_per_label.items()))
+    to = printer()
+    to.say(
+        f"{written.num_rows:,} fragments of {fragment_bytes} bytes in {len(written.files)} files under {written.root}"
+    )
+    to.say(f"file types: {labels}")
     return DONE

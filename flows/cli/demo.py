@@ -3,14 +3,9 @@
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
-from flows.cli import commands
-from flows.cli.session import DONE
+from flows.cli import DONE, commands
+from flows.cli.printing import printer
 from storage.registry.checkpoints import Registry
-
-_out = Console(soft_wrap=True, highlight=False)
 
 # The published sizes: the smallest network, which sees the sample most often in the time.
 _PRESET = "reference"
@@ -29,8 +24,7 @@ Three things to try next:
       .select('id', 'prediction', 'score', 'weights'))"
 
   Score again: only what is new or changed is scored
-    {attnlstm} classify {sample} {output} --registry {registry} --label-column label
-"""
+    {attnlstm} classify {sample} {output} --registry {registry} --label-column label"""
 
 
 def demo(folder: str = "demo") -> int:
@@ -48,21 +42,18 @@ def demo(folder: str = "demo") -> int:
         if code := commands.retrain(sample, registry=registry, preset=_PRESET, max_seconds=_TRAINING_SECONDS):
             return code
     else:
-        _out.print(f"\n{registry} has a champion already, so nothing is trained.")
+        printer().say(f"\n{registry} has a champion already, so nothing is trained.")
     _show("classify", sample, output, "--registry", registry, "--label-column", "label")
     if code := commands.classify(sample, output, registry=registry, label_column="label"):
         return code
     accuracy = Registry.open(registry).load("champion").card["test"]["accuracy"]
-    _out.print(f"\nAccuracy on files that training never saw: [bold]{accuracy:.4f}[/bold]")
-    _out.print(f"The output: [bold]{escape(output)}[/bold]\n")
     commands_of = Path(".venv/bin") if Path(".venv/bin/attnlstm").exists() else Path()
     python, attnlstm = str(commands_of / "python"), str(commands_of / "attnlstm")
-    _out.print(
-        escape(_NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry)),
-        end="",
-    )
+    to = printer()
+    to.say(f"\nAccuracy on files that training never saw: {accuracy:.4f}\nThe output: {output}\n")
+    to.say(_NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry))
     return DONE
 
 
 def _show(*command: str) -> None:
-    _out.print(f"\n[bold]$ attnlstm {escape(shlex.join(command))}[/bold]")
+    printer().say(f"\n$ attnlstm {shlex.join(command)}")

@@ -1,43 +1,118 @@
-"""How the commands print: facts, lists that end in time, counts and sizes in words, and JSON.
+"""How the commands print: the one place that decides how a result is shown, as text or as JSON.
 
-Knows nothing about what is printed. Everything goes to stdout.
+A command hands each of its values to a `Printer`: facts, tables, lists and sentences for people, a record for
+scripts. Which of them are printed depends on the printer. Knows nothing about what is printed.
 """
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
+AsJson = Annotated[bool, Parameter(name="--json")]
 
-# A terminal is for reading; --json has everything.
+# A terminal is for reading; the record has everything.
 MOST_LISTED = 20
 
-
-def print_json(record: dict[str, Any]) -> None:
-    """One object, for scripts."""
-    print(json.dumps(record, indent=2, ensure_ascii=False))
+# Marks of lines that tell of something bad. They are red where there are colours.
+_BAD = {"failed", "unreadable", "wrong"}
 
 
-def print_facts(facts: dict[str, str]) -> None:
-    """A line for each name and value."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
-    out.print(table)
+class Printer:
+    """What a command can hand over. Each method prints its value or, where it is not for this printer, nothing."""
+
+    def record(self, record: Any) -> None:
+        """The whole result as one JSON value, for scripts."""
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+
+    def complain(self, text: str) -> None:
+        """A sentence about something that failed; it goes to stderr."""
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """A line for each name and text."""
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, rest: str = "") -> None:
+        """A row for each of `rows`. With `rest`, such as "shards", no more than MOST_LISTED, and how many are left."""
+
+    def lines(self, lines: Sequence[tuple[str, str]], *, rest: str, num_more: int = 0, kept_in: str = "--json") -> None:
+        """A mark and a text for each line, no more than MOST_LISTED, and how many are left.
+
+        rest: what the lines are about, such as "problems". num_more: how many there are beside `lines`.
+        kept_in: where all of them are listed.
+        """
 
 
-def print_rest(count: int, what: str) -> None:
-    """How many of `count` were left out after the first MOST_LISTED; nothing if none were."""
-    if count > MOST_LISTED:
-        out.print(f"and {count - MOST_LISTED:,} more {what}; --json lists them")
+class Terminal(Printer):
+    """Prints for people. Everything but complaints goes to stdout."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+    def complain(self, text: str) -> None:
+        self._errors.print(escape(text))
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        table = Table.grid(padding=(0, 2))
+        for name, text in facts.items():
+            table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+        self._console.print(table)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, rest: str = "") -> None:
+        table = Table(*map(escape, headings), box=None)
+        for row in rows[:MOST_LISTED] if rest else rows:
+            table.add_row(*map(escape, row))
+        self._console.print(table)
+        if rest:
+            self._say_rest(len(rows), rest, "--json")
+
+    def lines(self, lines: Sequence[tuple[str, str]], *, rest: str, num_more: int = 0, kept_in: str = "--json") -> None:
+        for mark, text in lines[:MOST_LISTED]:
+            shown = f"[red]{mark}[/red]" if mark in _BAD else mark
+            self._console.print(f"{shown}  {escape(text)}")
+        self._say_rest(len(lines) + num_more, rest, kept_in)
+
+    def _say_rest(self, count: int, rest: str, kept_in: str) -> None:
+        if count > MOST_LISTED:
+            self._console.print(f"and {count - MOST_LISTED:,} more {rest}; {kept_in} lists them")
 
 
-def counted(number: int, noun: str) -> str:
-    """Such as "1 file" or "5,714 rows"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+class Json(Printer):
+    """Prints for scripts: records, and nothing else."""
+
+    def record(self, record: Any) -> None:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+
+    def complain(self, text: str) -> None:
+        Terminal().complain(text)
+
+
+def printer(as_json: bool = False) -> Printer:
+    """The printer that a command's --json asks for."""
+    return Json() if as_json else Terminal()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on stderr while the block runs, if that is a terminal.
+
+    The value moves it: by so much with `advance=`, to where it is with `completed=`.
+    """
+    from flows.orchestration.progress import terminal_bar
+
+    with terminal_bar() as bars:
+        yield partial(bars.update, bars.add_task(what, total=total))
 
 
 def byte_size(number: int) -> str:

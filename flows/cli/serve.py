@@ -15,8 +15,8 @@ from zoneinfo import available_timezones
 
 from pydantic import Field
 
-from flows.cli.server import PAGE_PORT
-from flows.cli.session import DONE, start_prefect
+from flows.cli import DONE
+from flows.cli.server import PAGE_PORT, start_prefect
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment

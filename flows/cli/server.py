@@ -88,7 +88,7 @@ _of_this_process = contextlib.ExitStack()
 
 
 def begin_prefect(page_port: int | None = None) -> None:
-    """Start a server unless the environment or Prefect's profile names one. Returns at once; see `await_prefect`.
+    """Start a server unless the environment or Prefect's profile names one. Returns at once; see `start_prefect`.
 
     Call it before anything but Prefect's settings is imported: they are read again here, and kept from then on.
     page_port: as in `CommandServer`.
@@ -103,7 +103,7 @@ def begin_prefect(page_port: int | None = None) -> None:
         prefect.context.refresh_global_settings_context()
 
 
-def await_prefect(page_port: int | None = None) -> None:
+def start_prefect(page_port: int | None = None) -> None:
     """Return once there is a Prefect API to talk to. page_port: as in `CommandServer`."""
     begin_prefect(page_port)
     if _server is None:

@@ -5,7 +5,7 @@ Where storage and the model meet. Knows nothing about Prefect.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -253,3 +253,21 @@ class _Tally:
             },
         )
         return ScoredShard(record, engine, self._confusion, self._observed)
+
+
+def measure_drift(card: Mapping[str, Any], observed: Iterable["Observed | None"]) -> dict[str, Any] | None:
+    """How far the rows of a run are from those that its checkpoint was measured on, for the run's manifest.
+
+    card: the checkpoint's. observed: what each scored shard counted, or None. The result is None if there is nothing to
+    compare: no reference in the card, as of a checkpoint from elsewhere, or no scored row.
+    """
+    from attnlstm.evaluation.drift import Observed, compare
+
+    reference = card.get("drift")
+    if reference is None:
+        return None
+    total = Observed(reference)
+    for counted in observed:
+        if counted is not None:
+            total.merge(counted)
+    return compare(reference, total).record() if total.num_rows else None

@@ -17,7 +17,11 @@ from storage.registry.checkpoints import CHAMPION
 
 
 def emit_run_ended(manifest: RunManifest) -> None:
-    """The resource is the output; its label `attnlstm.wrote` says whether there is anything new in it."""
+    """Tell that a classify run has ended and, where its manifest says so, that its input has drifted.
+
+    The resource is the output; its label `attnlstm.wrote` says whether there is anything new in it. The resource of
+    drift is the checkpoint, and its payload has the comparison.
+    """
     totals = manifest.totals
     emit_event(
         event=f"attnlstm.run.{manifest.state}",
@@ -49,25 +53,17 @@ def emit_run_ended(manifest: RunManifest) -> None:
             "drifted": manifest.drift["drifted"] if manifest.drift else [],
         },
     )
+    if manifest.drift and manifest.drift["drifted"]:
+        place = {"source": manifest.source, "output": manifest.output, "run_id": manifest.run_id}
+        emit_event(
+            event="attnlstm.evaluation.drift.detected",
+            resource=_checkpoint(manifest.checkpoint),
+            payload=place | manifest.drift,
+        )
 
 
-def emit_drift(manifest: RunManifest) -> None:
-    """Of a manifest with a comparison. The resource is the checkpoint; the payload has the comparison."""
-    assert manifest.drift is not None, "without a comparison there is nothing to tell"
-    emit_event(
-        event="attnlstm.evaluation.drift.detected",
-        resource=_checkpoint(manifest.checkpoint),
-        payload={
-            "source": manifest.source,
-            "output": manifest.output,
-            "run_id": manifest.run_id,
-            **manifest.drift,
-        },
-    )
-
-
-def emit_judged(version: str, outcome: str, why: str, registry: str) -> None:
-    """outcome: "promoted" or "rejected". The resource is the new checkpoint."""
+def emit_promotion(version: str, outcome: str, why: str, registry: str) -> None:
+    """Tell what was decided about a new checkpoint, which is the resource. outcome: "promoted" or "rejected"."""
     emit_event(
         event=f"attnlstm.checkpoint.{outcome}",
         resource=_checkpoint(version),

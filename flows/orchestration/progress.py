@@ -11,7 +11,6 @@ from typing import Self
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,6 +29,20 @@ class RunStoppedError(Exception):
     """The run is ending, so its tasks stop at the next piece of work."""
 
 
+def terminal_bar(*, hidden: bool = False) -> Progress:
+    """The bar that all commands and runs draw on stderr. Nothing is drawn unless that is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=hidden or not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
 class RunProgress:
     """Counts work done out of a total, from any thread. Nothing is drawn unless stderr is a terminal.
 
@@ -45,19 +58,13 @@ class RunProgress:
         self._artifact_key, self._description = artifact, description
         self._artifact: UUID | None = None
         self._artifact_at = 0.0
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            disable=self._outer is not None or not sys.stderr.isatty(),
-            transient=True,
-        )
+        self._bars = terminal_bar(hidden=self._outer is not None)
         self._bar = self._bars.add_task(what, total=total)
 
     def __enter__(self) -> Self:
+        # Imported late: a command that only draws a bar does without Prefect.
+        from prefect.artifacts import create_progress_artifact
+
         with suppress(httpx.HTTPError):  # as below
             self._artifact = create_progress_artifact(  # type: ignore[assignment]
                 progress=0.0, key=self._artifact_key, description=self._description
@@ -110,6 +117,8 @@ class RunProgress:
             self._update_artifact()
 
     def _update_artifact(self) -> None:
+        from prefect.artifacts import update_progress_artifact
+
         if self._artifact is not None:
             self._artifact_at = time.monotonic()
             # Prefect has tried for minutes. The page is for looking on: the run goes on without.

@@ -42,7 +42,7 @@ def open_bundles(task: Task, engine: EngineName) -> Run:
 
 def open_flow(task: Task, engine: EngineName) -> Run:
     """`attnlstm classify` on a server that runs already, which is this process's own unless one is named."""
-    from flows.cli.session import start_prefect
+    from flows.cli.server import start_prefect
 
     start_prefect()
     from flows.classify import classify

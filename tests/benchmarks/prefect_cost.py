@@ -10,7 +10,7 @@ NUM_TASKS = 100
 
 
 def measure_prefect(plan: Plan, num_tasks: int = NUM_TASKS) -> Findings:
-    from flows.cli.session import start_prefect
+    from flows.cli.server import start_prefect
 
     began = time.perf_counter()
     start_prefect()

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from flows.classify import classify
 from flows.cli import app as cli
 from flows.retrain import retrain
 from storage.locations import Location
-from storage.output.manifests import RunManifest, read_manifest
+from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, read_manifest
 from storage.registry.checkpoints import Registry
 
 # 2026-11-03 is missing, so that a range of dates can have a gap.
@@ -240,3 +240,33 @@ def plain_manifest() -> RunManifest:
         num_up_to_date=5,
         seconds=2.0,
     )
+
+
+@pytest.fixture(scope="session")
+def telling_manifest(plain_manifest: RunManifest) -> RunManifest:
+    """Of a run that scored two shards and failed at one file; the output's name has a space and brackets."""
+    return replace(
+        plain_manifest,
+        state="failed",
+        output="/out put [1]",
+        shards=(
+            ShardRecord(
+                "a.parquet", "missing", 1307, 3_000_000, 0, {"no tokens": 7}, {"x": 900, "y|z": 400}, 1.5,
+                file="a.parquet", first_errors={"no tokens": [3, 1001, 1002]},
+            ),
+            ShardRecord(
+                "b-00001-of-00002.parquet", "stale", 110, 500, 0, {"no tokens": 9, "tokens are null": 1}, {"x": 100},
+                0.25, file="b.parquet", first_errors={"no tokens": [20, 21, 22, 23, 24], "tokens are null": [19]},
+            ),
+        ),
+        failures=(FailureRecord("c.parquet", "damaged: cut\nshort"),),
+        evaluation={"accuracy": 0.75, "macro_f1": 0.5},
+        drift={
+            "drifted": ["tokens"],
+            "shifts": {
+                "tokens": {"psi": 0.5, "jensen_shannon": 0.25, "limit": 0.125, "drifted": True},
+                "lengths": {"psi": 0.0, "jensen_shannon": 0.0, "limit": 0.125, "drifted": False},
+            },
+            "estimated_accuracy": 0.9,
+        },
+    )  # fmt: skip

@@ -15,8 +15,8 @@ from prefect import State
 
 import flows.classify
 from flows.classify import classify
-from flows.cli.inspection import verify
-from flows.cli.session import DONE
+from flows.cli import DONE
+from flows.cli.outputs import verify
 from flows.orchestration.faults import is_transient
 from flows.retrain import retrain
 from storage.errors import OutputError

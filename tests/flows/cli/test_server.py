@@ -77,7 +77,7 @@ def test_none_is_started_where_one_is_configured(monkeypatch: pytest.MonkeyPatch
     import flows.cli.server
 
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    flows.cli.server.await_prefect()
+    flows.cli.server.start_prefect()
     assert flows.cli.server._server is None
 
 

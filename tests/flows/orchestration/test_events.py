@@ -9,7 +9,7 @@ import pytest
 from prefect import flow, get_client
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
-from flows.orchestration.events import emit_drift, emit_judged, emit_run_ended
+from flows.orchestration.events import emit_promotion, emit_run_ended
 from storage.output.manifests import FailureRecord, RunManifest, ShardRecord
 
 # An event goes its way in the background.
@@ -30,16 +30,22 @@ def manifest(plain_manifest: RunManifest) -> RunManifest:
 
 @pytest.fixture(scope="module")
 def emitted(prefect_server: str, manifest: RunManifest) -> dict[str, Any]:
-    """What the server has of one run that emits one of each, by name."""
-    failed = replace(manifest, state="failed", shards=(), failures=(FailureRecord("c.parquet", "damaged"),), drift=None)
+    """What the server has of a run that emits one of each, by name. Of its two endings one is of input that drifted."""
+    assert manifest.drift is not None
+    failed = replace(
+        manifest,
+        state="failed",
+        shards=(),
+        failures=(FailureRecord("c.parquet", "damaged"),),
+        drift=manifest.drift | {"drifted": []},
+    )
 
     @flow
     def emit_all() -> None:
         emit_run_ended(manifest)
         emit_run_ended(failed)
-        emit_drift(manifest)
-        emit_judged("v2", "promoted", "it is better", "/registry")
-        emit_judged("v3", "rejected", "it is worse", "/registry")
+        emit_promotion("v2", "promoted", "it is better", "/registry")
+        emit_promotion("v3", "rejected", "it is worse", "/registry")
 
     state: Any = emit_all(return_state=True)
     run = f"prefect.flow-run.{state.state_details.flow_run_id}"
@@ -48,6 +54,7 @@ def emitted(prefect_server: str, manifest: RunManifest) -> dict[str, Any]:
     with get_client(sync_client=True) as client:
         while len(events := client.read_events(wanted, limit=50).events) < 5 and time.monotonic() < deadline:
             time.sleep(0.2)
+    assert len(events) == 5
     return {event.event: event for event in events}
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.orchestration import gpu_slot
+from flows.orchestration.gpu_slot import gpu_slot
 from flows.orchestration.progress import RunStoppedError
 
 _HOLD = """
 import sys
-from flows.orchestration import gpu_slot
+from flows.orchestration.gpu_slot import gpu_slot
 
 with gpu_slot(sys.argv[1], on_wait=print, check=lambda: None):
     print("held", flush=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.cli.session import DONE, FAILED, WRONG_USE
+from flows.cli import DONE, FAILED, WRONG_USE
 from flows.operations.score import ScoringJob, score_shard
 from storage.input.shards import plan_shards
 from storage.input.sources import find_source
@@ -68,7 +68,7 @@ def _set(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
 
 def test_commands_that_look_do_not_load_prefect_and_plan_not_even_torch() -> None:
     code = (
-        "import sys; from flows.cli import app, inspection; "
+        "import sys; from flows.cli import app, outputs; "
         "print({'prefect', 'torch'} & {name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

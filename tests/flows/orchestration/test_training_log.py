@@ -1,9 +1,9 @@
-"""The course of a training, as people see it."""
+"""What a training tells while it runs: its loss as a line of characters and as a table."""
 
 import pytest
 
 from attnlstm.training.loop import EpochReport
-from flows.orchestration.curve import curve_table, sparkline
+from flows.orchestration.training_log import curve_report, sparkline
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_table_marks_the_epoch_that_is_kept() -> None:
         )
         for epoch, loss in enumerate((0.8, 0.4, 0.5), start=1)
     ]
-    lines = curve_table(epochs).splitlines()
+    lines = curve_report(epochs).splitlines()
     assert lines[0] == "validation loss █▁▃"
     assert lines[4:] == [
         "| 1 of 3 | 0.9000 | 0.8000 | 0.7500 | 2 |  |",

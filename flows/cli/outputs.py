@@ -1,27 +1,24 @@
-"""The commands that look at an output without scoring it: plan, verify and prune.
+"""The commands that look at an output without scoring it: plan, verify and prune, and what they print.
 
-Reads storage and prints; only prune changes anything. Knows nothing about Prefect, so that these commands are quick.
+Only prune changes anything. What would be scored, what is wrong and what may go is for storage to say. Knows nothing
+about Prefect, so that these commands are quick.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
 from pydantic import Field
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
-from flows.cli.planning import judge, show_plan
-from flows.cli.printing import MOST_LISTED, byte_size, counted, out, print_json, print_rest
-from flows.cli.session import DONE, FAILED
+from flows.cli import DONE, FAILED
+from flows.cli.planning import ExpectedTime, Judged, expected_time, judge
+from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
 from flows.operations.rescore import Checkpoints, Rescored, read_stamps, score_again
+from flows.orchestration.facts import counted
 from storage.locations import Location
 from storage.locks import only_run
-from storage.output.examined import examine, existing_output
+from storage.output.examined import Examined, examine, existing_output
 from storage.output.findings import Problem
 from storage.output.layout import Output, OutputSettings
 from storage.output.orphans import Orphan, find_leftovers, find_orphans, remove
@@ -29,7 +26,8 @@ from storage.output.pending import Mode
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import Registry
 
-AsJson = Annotated[bool, Parameter(name="--json")]
+# In the order in which they are read.
+_REASONS = ("missing", "input changed", "stale", "up to date")
 
 
 def plan(
@@ -88,7 +86,9 @@ def plan(
     settings = OutputSettings.from_record(recorded | asked)
     stored = Registry.open(registry).load(checkpoint)
     examined = examine(source, Output(place, settings))
-    show_plan(examined, judge(examined, stored, mode), stored, mode, as_json)
+    judged = judge(examined, stored, mode)
+    expected = expected_time(place, sum(each.shard.num_rows for each in judged.pending))
+    show_plan(printer(as_json), examined, judged, expected, checkpoint=stored.version, mode=mode)
     return DONE
 
 
@@ -121,20 +121,20 @@ def verify(
         for stamp in stamps.values():
             checkpoints.require(stamp)  # said now, rather than after an hour of reading
     vocabularies = checkpoints.vocabularies(stamps.values())
-    with _progress("rows", examined.plan.num_rows) as advance:
+    with progress("rows", examined.plan.num_rows) as bar:
         report = verify_output(
             examined.output,
             examined.source,
             examined.plan,
             is_pattern=examined.is_pattern,
             vocabularies=vocabularies,
-            on_rows=advance,
+            on_rows=lambda count: bar(advance=count),
         )
     rescored = None
     if deep and not report.problems:
         rescored = score_again(examined, stamps, checkpoints, deep)
     problems = [*report.problems, *(rescored.problems if rescored else ())]
-    _show_verdict(report, rescored, problems, as_json)
+    show_verified(printer(as_json), report, rescored, problems)
     return FAILED if problems else DONE
 
 
@@ -158,43 +158,97 @@ def prune(source: str, output: str, *, dry_run: bool = False, as_json: AsJson = 
         found = [*orphans, *find_leftovers(existing)]
         if not dry_run:
             remove(existing, found)
-    _show_removed(found, existing, dry_run, as_json)
+    show_removed(printer(as_json), found, str(existing.root), dry_run=dry_run)
     return DONE
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
-        bar = bars.add_task(what, total=total)
-        yield lambda count: bars.advance(bar, count)
-
-
-def _show_verdict(
-    report: VerificationReport, rescored: Rescored | None, problems: list[Problem], as_json: bool
+def show_plan(
+    to: Printer, examined: Examined, judged: Judged, expected: ExpectedTime | None, *, checkpoint: str, mode: Mode
 ) -> None:
-    if as_json:
-        again = {"rows": rescored.num_rows, "difference": rescored.difference} if rescored else None
-        listed = [asdict(problem) for problem in problems]
-        record = {"rows": report.num_rows, "files": report.num_files, "scored_again": again}
-        print_json(record | {"problems": listed, "num_more": report.num_more})
-        return
+    """What would be scored and why, how large it is, and how long it may take."""
+    source, output, unreadable = examined.source, str(examined.output.root), examined.plan.unreadable
+    shards = [each.shard for each in judged.pending]
+    num_rows, token_bytes = sum(shard.num_rows for shard in shards), sum(shard.token_bytes for shard in shards)
+    files = {shard.file for shard in shards}
+    num_bytes = sum(file.num_bytes for file in source.files if file.relative in files)
+    reasons = Counter(judged.reasons.values())
+    place = str(source.root / source.scope)
+    to.record(
+        {
+            "source": place,
+            "output": output,
+            "checkpoint": checkpoint,
+            "mode": mode,
+            "shards": {reason: reasons[reason] for reason in _REASONS} | {"orphaned": len(judged.orphans)},
+            "to_score": {
+                "shards": len(shards),
+                "rows": num_rows,
+                "token_bytes": token_bytes,
+                "files": len(files),
+                "bytes": num_bytes,
+            },
+            "expected": asdict(expected) if expected else None,
+            "pending": [
+                {
+                    "name": each.shard.name,
+                    "reason": each.reason,
+                    "rows": each.shard.num_rows,
+                    "token_bytes": each.shard.token_bytes,
+                }
+                for each in judged.pending
+            ],
+            "orphans": [asdict(orphan) for orphan in judged.orphans],
+            "unreadable": [asdict(file) for file in unreadable],
+        }
+    )
+    facts = {
+        "source": place,
+        "output": output,
+        "checkpoint": checkpoint,
+        "shards": ", ".join(f"{reasons[reason]:,} {reason}" for reason in _REASONS if reasons[reason]) or "none",
+        "to score": f"{counted(num_rows, 'row')} in {counted(len(shards), 'shard')}, "
+        f"{byte_size(token_bytes)} uncompressed, from {counted(len(files), 'file')} of {byte_size(num_bytes)}",
+    }
+    if reasons["stale"] and mode == "missing":
+        facts["to score"] += "; not what is stale, which --mode stale adds"
+    if judged.orphans:
+        facts["orphaned"] = f"{counted(len(judged.orphans), 'file')}, which attnlstm prune shows and removes"
+    if shards:
+        facts["expected"] = "unknown: no run has scored anything here yet"
+        if expected:
+            speed = f"{expected.tokens_per_second / 1e6:.2f} million tokens a second ({expected.engine})"
+            facts["expected"] = f"{duration(expected.seconds)}, if rows are as long as in the last run, at its {speed}"
+    to.facts(facts)
+    if shards:
+        rows = [
+            (each.shard.name, each.reason, f"{each.shard.num_rows:,}", byte_size(each.shard.token_bytes))
+            for each in judged.pending
+        ]
+        to.table(("shard", "why", "rows", "uncompressed"), rows, rest="shards")
+    to.lines([("unreadable", f"{file.file}: {file.reason}") for file in unreadable], rest="unreadable files")
+
+
+def show_verified(
+    to: Printer, report: VerificationReport, rescored: Rescored | None, problems: Sequence[Problem]
+) -> None:
+    """What is wrong with an output, or that nothing is. problems: of the report, and of rows that were scored again."""
+    again = {"rows": rescored.num_rows, "difference": rescored.difference} if rescored else None
+    record: dict[str, Any] = {"rows": report.num_rows, "files": report.num_files, "scored_again": again}
+    to.record(record | {"problems": [asdict(problem) for problem in problems], "num_more": report.num_more})
     if not problems:
-        out.print(f"{counted(report.num_rows, 'row')} in {counted(report.num_files, 'file')} are right.")
-    for problem in problems[:MOST_LISTED]:
-        out.print(f"[red]wrong[/red]  {escape(str(problem))}")
-    print_rest(len(problems) + report.num_more, "problems")
+        to.say(f"{counted(report.num_rows, 'row')} in {counted(report.num_files, 'file')} are right.")
+    to.lines([("wrong", str(problem)) for problem in problems], rest="problems", num_more=report.num_more)
     if rescored:
-        out.print(f"{counted(rescored.num_rows, 'row')} scored again, {rescored.difference:.1g} apart at most.")
+        to.say(f"{counted(rescored.num_rows, 'row')} scored again, {rescored.difference:.1g} apart at most.")
 
 
-def _show_removed(found: list[Orphan], output: Output, dry_run: bool, as_json: bool) -> None:
-    removed = [asdict(each) for each in found if each.removable]
+def show_removed(to: Printer, found: Sequence[Orphan], output: str, *, dry_run: bool) -> None:
+    """What was removed from an output, or would be, and what was left."""
+    removed = [each for each in found if each.removable]
     left = [asdict(each) for each in found if not each.removable]
-    if as_json:
-        print_json({"output": str(output.root), "dry_run": dry_run, "removed": removed, "left": left})
-        return
+    to.record({"output": output, "dry_run": dry_run, "removed": [asdict(each) for each in removed], "left": left})
     verb = "would remove" if dry_run else "removed"
     for each in found:
-        out.print(f"{verb if each.removable else 'left'}  {escape(f'{each.path} ({each.why})')}")
-    size = byte_size(sum(each.num_bytes for each in found if each.removable))
-    out.print(f"{verb.capitalize()} {counted(len(removed), 'file')} of {size}." if found else "Nothing to remove.")
+        to.say(f"{verb if each.removable else 'left'}  {each.path} ({each.why})")
+    size = byte_size(sum(each.num_bytes for each in removed))
+    to.say(f"{verb.capitalize()} {counted(len(removed), 'file')} of {size}." if found else "Nothing to remove.")

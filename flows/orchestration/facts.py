@@ -1,0 +1,105 @@
+"""What a run has to say for itself, as facts: a name and a text each, drawn from its manifest.
+
+The run's log, its page in Prefect and the terminal show the same facts. This file owns their names and wording and
+knows nothing about how they are shown. A manifest holds nothing of a row but its position, and so do the facts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from storage.output.manifests import FIRST_ERRORS, RunManifest
+
+MOST_CLASSES = 20
+"""Classes, or kinds of error, that are named one by one. The manifest has all of them."""
+
+DRIFT_ASPECTS = {
+    "tokens": "which tokens there are",
+    "lengths": "how long the rows are",
+    "classes": "which classes are predicted",
+    "confidence": "how sure the predictions are",
+}
+
+_MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 file" or "5,714 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def run_facts(manifest: RunManifest) -> dict[str, str]:
+    """The facts of a classify run, in the order in which they are read."""
+    facts = {}
+    totals = manifest.totals
+    if not manifest.shards and not manifest.failures:
+        facts["result"] = f"nothing to do: all {manifest.num_up_to_date} shards are up to date"
+    if manifest.failures:
+        failures = counted(len(manifest.failures), "failure")
+        facts["not scored"] = f"{failures}; when what is wrong is mended, the same command scores them"
+    if manifest.shards:
+        shards = counted(len(manifest.shards), "shard")
+        facts["rows"] = f"{totals['rows']:,} in {shards} ({manifest.num_up_to_date} more were up to date)"
+        facts["errors"] = _counts(totals["errors"])
+        if places := first_errors(manifest):
+            first = "; ".join(f"{error} in {found[0][0]}, row {found[0][1]}" for error, found in places.items())
+            facts["first errors"] = f"{first} (rows from 0)"
+        if totals["truncated"]:
+            limit = manifest.settings["max_tokens"]
+            facts["truncated"] = f"{totals['truncated']:,} rows longer than {limit:,} tokens"
+        speed = f"{totals['tokens_per_second'] / 1e6:.2f} million a second"
+        facts["tokens"] = f"{totals['tokens']:,} in {manifest.seconds:.1f} s, {speed} ({manifest.engine})"
+        facts["predictions"] = _counts(totals["predictions"])
+    facts |= measured_facts(manifest)
+    facts |= {"checkpoint": manifest.checkpoint, "output": manifest.output, "manifest": manifest_place(manifest)}
+    return facts
+
+
+def measured_facts(manifest: RunManifest) -> dict[str, str]:
+    """The facts about how good the predictions are: against labels, and by how the input has drifted."""
+    facts = {}
+    if manifest.evaluation:
+        facts["against labels"] = ", ".join(
+            f"{_MEASURES[name]} {value:.4f}" for name, value in manifest.evaluation.items()
+        )
+    if manifest.drift:
+        facts["drift"] = describe_drift(manifest.drift)
+        facts["estimated accuracy"] = describe_estimate(manifest.drift)
+    return facts
+
+
+def manifest_place(manifest: RunManifest) -> str:
+    """The path or URI at which the manifest lies."""
+    return f"{manifest.output}/runs/{manifest.run_id}.json"
+
+
+def describe_drift(record: Mapping[str, Any]) -> str:
+    """In one line, whether the input is like what the checkpoint was measured on. record: as in a manifest."""
+    if not record["drifted"]:
+        return "none: the rows are like those that the checkpoint was measured on"
+    shifts = ", ".join(
+        f"{DRIFT_ASPECTS[name]} (index {record['shifts'][name]['psi']:.2f})" for name in record["drifted"]
+    )
+    return f"{shifts}: not as in the rows that the checkpoint was measured on"
+
+
+def describe_estimate(record: Mapping[str, Any]) -> str:
+    """The accuracy to expect, and what that rests on. record: as in a manifest."""
+    doubt = "doubtful, since the input has drifted" if record["drifted"] else "if the checkpoint is calibrated for it"
+    return f"{record['estimated_accuracy']:.4f} by mean confidence, without labels, {doubt}"
+
+
+def first_errors(manifest: RunManifest) -> dict[str, list[tuple[str, int]]]:
+    """Of each error, the input file and position of the first FIRST_ERRORS rows that have it."""
+    places: dict[str, list[tuple[str, int]]] = {error: [] for error in manifest.totals["errors"]}
+    for shard in manifest.shards:
+        for error, rows in shard.first_errors.items():
+            found = places[error]
+            found += [(shard.file, row) for row in rows[: FIRST_ERRORS - len(found)]]
+    return {error: found for error, found in places.items() if found}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:MOST_CLASSES]]
+    if len(counts) > MOST_CLASSES:
+        shown.append(f"{len(counts) - MOST_CLASSES} more")
+    return ", ".join(shown) or "none"
