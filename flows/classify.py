@@ -125,7 +125,7 @@ def classify(
     place = Output(Location.parse(output), settings)
     place.check(str(found.root))
     plan = _plan(found, settings)
-    pending = find_pending(place, plan.shards, stored.version, stored.digest, mode)
+    pending = find_pending(place, plan.shards, stored.id, mode)
     logger.info("%s: %d of %d shards to score with %s", found.root, len(pending), len(plan.shards), stored.version)
     num_workers = workers or os.cpu_count() or 1
     job = ScoringJob.of(

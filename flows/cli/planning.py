@@ -27,10 +27,7 @@ class Judged:
 def judge(examined: Examined, stored: StoredCheckpoint, mode: Mode) -> Judged:
     """What a run of this mode with this checkpoint would score, and why; reads the output's footers."""
     shards = examined.plan.shards
-    stale = {
-        each.shard.name: each.reason
-        for each in find_pending(examined.output, shards, stored.version, stored.digest, "stale")
-    }
+    stale = {each.shard.name: each.reason for each in find_pending(examined.output, shards, stored.id, "stale")}
     reasons = {shard.name: stale.get(shard.name, "up to date") for shard in shards}
     left = {"missing": {"up to date", "stale"}, "stale": {"up to date"}, "all": set[str]()}[mode]
     pending = tuple(

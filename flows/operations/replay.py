@@ -66,7 +66,7 @@ def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]],
     output = Output(Location.parse(folder / "output"), OutputSettings(columns=Columns()))
     job = ScoringJob.of(stored, source.root, output)
     shards = plan_shards(source, Columns(), ShardLimits()).shards
-    for result in score_bundle(job, find_pending(output, shards, stored.version, stored.digest, "missing")):
+    for result in score_bundle(job, find_pending(output, shards, stored.id, "missing")):
         if not isinstance(result, ScoredShard):
             return f"classify fails: {result.reason}"
     return pq.read_table(output.predictions(shards[0].name).path, partitioning=None)

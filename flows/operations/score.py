@@ -23,9 +23,9 @@ from storage.locations import Location
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_ERRORS, FailureRecord, ShardRecord
 from storage.output.pending import Pending
-from storage.output.predictions import Scorer, write_shard
+from storage.output.predictions import write_shard
 from storage.overlap import read_ahead, write_behind
-from storage.registry.checkpoints import StoredCheckpoint, read_checkpoint
+from storage.registry.checkpoints import CheckpointId, StoredCheckpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
@@ -37,15 +37,14 @@ if TYPE_CHECKING:
 class ScoringJob:
     """What every shard of a run has in common: paths and settings, small enough to travel to any worker.
 
-    checkpoint: the checkpoint's folder; checkpoint_digest: what its files must still be.
+    folder: where the checkpoint is. checkpoint: what its files must still be.
     label_column: true classes to compare with, or None. threads: compute threads of a process.
     """
 
     source_root: Location
     output: Output
-    checkpoint: Location
-    checkpoint_version: str
-    checkpoint_digest: str
+    folder: Location
+    checkpoint: CheckpointId
     label_column: str | None
     device: "Device"
     engine: "EngineName"
@@ -66,8 +65,7 @@ class ScoringJob:
         precision: "Precision" = "float32",
     ) -> Self:
         """The job of scoring with a checkpoint."""
-        place, version, digest = stored.location, stored.version, stored.digest
-        return cls(source_root, output, place, version, digest, label_column, device, engine, threads, precision)
+        return cls(source_root, output, stored.location, stored.id, label_column, device, engine, threads, precision)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def check_checkpoint(stored: StoredCheckpoint) -> None:
     from_files(stored.files, where=str(stored.location))
 
 
-_loaded: dict[tuple[str, str, str, int, str], LoadedCheckpoint] = {}
+_loaded: dict[tuple[CheckpointId, str, str, int, str], LoadedCheckpoint] = {}
 _loading = threading.Lock()
 
 
@@ -123,11 +121,11 @@ def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> 
     from attnlstm.checkpoint import from_files
     from attnlstm.engines import open_engine
 
-    key = (job.checkpoint_digest, job.device, job.engine, job.threads, job.precision)
+    key = (job.checkpoint, job.device, job.engine, job.threads, job.precision)
     with _loading:
         if key not in _loaded:
             if stored is None:
-                stored = read_checkpoint(job.checkpoint, job.checkpoint_version, digest=job.checkpoint_digest)
+                stored = read_checkpoint(job.folder, job.checkpoint.version, digest=job.checkpoint.digest)
             network = from_files(stored.files, where=str(stored.location))
             _loaded.clear()  # a process serves one run at a time; the last run's weights are of no more use
             engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
@@ -163,7 +161,6 @@ def score_shard(
     loaded = load_checkpoint(job)
     settings = job.output.settings
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
-    scorer = Scorer(job.checkpoint_version, job.checkpoint_digest, loaded.config.classes)
     tally = _Tally(loaded.config.classes, loaded.drift_reference)
     columns = settings.columns.to_read(shard_footer(job.source_root, shard).schema, shard.file)
 
@@ -171,7 +168,7 @@ def score_shard(
         for table in read_shard(job.source_root, shard, columns, chunk_bytes=settings.chunk_bytes):
             yield table, decode_tokens(table[settings.columns.tokens], rules)
 
-    with write_shard(job.output, shard, scorer) as writer:
+    with write_shard(job.output, shard, job.checkpoint, loaded.config.classes) as writer:
 
         def keep(table: pa.Table, rows: TokenRows, scores: "Scores") -> None:
             writer.write(table, rows, scores.probabilities, scores.attention_weights)

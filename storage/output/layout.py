@@ -22,6 +22,7 @@ from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.locations import Location
 from storage.locks import Hold
+from storage.registry.checkpoints import CheckpointId
 
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
@@ -113,14 +114,14 @@ class Stamp:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(cls, shard: Shard, checkpoint: str, checkpoint_digest: str, settings: OutputSettings) -> "Stamp":
+    def of(cls, shard: Shard, checkpoint: CheckpointId, settings: OutputSettings) -> "Stamp":
         return cls(
             shard.file,
             shard.fingerprint,
             shard.first_row,
             shard.num_rows,
-            checkpoint,
-            checkpoint_digest,
+            checkpoint.version,
+            checkpoint.digest,
             settings.digest,
         )
 

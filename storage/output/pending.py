@@ -7,6 +7,7 @@ from typing import Literal
 from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard
 from storage.output.layout import Output, Stamp, read_stamp
+from storage.registry.checkpoints import CheckpointId
 
 Mode = Literal["missing", "stale", "all"]
 
@@ -19,9 +20,7 @@ class Pending:
     reason: str
 
 
-def find_pending(
-    output: Output, shards: tuple[Shard, ...], checkpoint: str, checkpoint_digest: str, mode: Mode
-) -> list[Pending]:
+def find_pending(output: Output, shards: tuple[Shard, ...], checkpoint: CheckpointId, mode: Mode) -> list[Pending]:
     """The shards to score, in order.
 
     mode: "missing", those without a committed output for the input as it is now; "stale", also those that
@@ -33,7 +32,7 @@ def find_pending(
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         stamps = pool.map(lambda shard: _committed(output, shard), shards)
         pairs = [
-            (shard, _reason(stamp, Stamp.of(shard, checkpoint, checkpoint_digest, output.settings), mode))
+            (shard, _reason(stamp, Stamp.of(shard, checkpoint, output.settings), mode))
             for shard, stamp in zip(shards, stamps, strict=True)
         ]
     return [Pending(shard, reason) for shard, reason in pairs if reason]

@@ -7,7 +7,6 @@ order. Knows nothing about how scores are made.
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from storage.input.tokens import TokenRows
 from storage.locks import Hold
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.output.ragged import top_of_rows
+from storage.registry.checkpoints import CheckpointId
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
 _PREDICTION_GROUP_ROWS = 131_072
@@ -35,32 +35,26 @@ _PREDICTION_FLOATS = {"score": "score", "probabilities": "probabilities.list.ele
 _ATTENTION_FLOATS = {"weights": "weights.list.element"}
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Who scores: the checkpoint's version, the digest of its files, and its classes in order."""
-
-    checkpoint: str
-    digest: str
-    classes: tuple[str, ...]
-
-
 @contextmanager
-def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["ShardWriter"]:
+def write_shard(
+    output: Output, shard: Shard, checkpoint: CheckpointId, classes: tuple[str, ...]
+) -> Iterator["ShardWriter"]:
     """Yields a writer; when the block ends well, the shard's files appear, attention first.
 
+    checkpoint: what scores the rows. classes: its own, in the order of their probabilities.
     If the block raises, or not every row was written, nothing appears. Raises OutputError if the run has lost its hold
     on the output.
     """
     hold = output.hold or Hold(output.root)
     hold.check()  # before the work, and again after it
-    stamp = Stamp.of(shard, scorer.checkpoint, scorer.digest, output.settings)
+    stamp = Stamp.of(shard, checkpoint, output.settings)
     with ExitStack() as stack:
         # Left in reverse: the predictions, entered first, are put in place last. That rename is the commit.
         predictions = stack.enter_context(output.predictions(shard.name).replacing())
         attention = None
         if output.settings.attention.kind != "none":
             attention = stack.enter_context(output.attention(shard.name).replacing())
-        writer = ShardWriter(output, scorer, stamp, predictions, attention)
+        writer = ShardWriter(output, classes, stamp, predictions, attention)
         try:
             yield writer
             writer.finish()
@@ -72,10 +66,12 @@ def write_shard(output: Output, shard: Shard, scorer: Scorer) -> Iterator["Shard
 class ShardWriter:
     """Takes a shard's rows chunk by chunk. Made by `write_shard`."""
 
-    def __init__(self, output: Output, scorer: Scorer, stamp: Stamp, predictions: Path, attention: Path | None) -> None:
+    def __init__(
+        self, output: Output, classes: tuple[str, ...], stamp: Stamp, predictions: Path, attention: Path | None
+    ) -> None:
         self._columns = output.settings.columns
         self._saving = output.settings.attention
-        self._scorer = scorer
+        self._classes = classes
         self._stamp = stamp
         self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS)
         self._attention = _ParquetFile(attention, _ATTENTION_FLOATS) if attention else None
@@ -94,10 +90,11 @@ class ShardWriter:
         probabilities: (M, num_classes). attention_weights: (rows.offsets[-1],), aligned with rows.values.
         """
         assert len(rows.usable) == table.num_rows, "the rows that were decoded are those of the table"
-        assert probabilities.shape == (len(rows.offsets) - 1, len(self._scorer.classes)), probabilities.shape
+        assert probabilities.shape == (len(rows.offsets) - 1, len(self._classes)), probabilities.shape
         assert attention_weights.shape == rows.values.shape, attention_weights.shape
         ids = self._ids(table)
-        self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, self._scorer))
+        version = self._stamp.checkpoint
+        self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, version, self._classes))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
             self._write_held()
         if self._attention:
@@ -174,13 +171,14 @@ def _prediction_table(
     rows: TokenRows,
     probabilities: npt.NDArray[np.float32],
     columns: Columns,
-    scorer: Scorer,
+    version: str,
+    class_names: tuple[str, ...],
 ) -> pa.Table:
-    num_rows, num_classes = table.num_rows, len(scorer.classes)
+    num_rows, num_classes = table.num_rows, len(class_names)
     # usable row -> its place among the scores; None elsewhere, which `take` turns into a null
     place = pa.array(np.cumsum(rows.usable) - 1, mask=~rows.usable)
     winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
-    classes = pa.array(scorer.classes, pa.string())
+    classes = pa.array(class_names, pa.string())
     best = probabilities[np.arange(len(winners)), winners]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float32()), num_classes)
     named: dict[str, pa.Array | pa.ChunkedArray] = {"id": ids}
@@ -194,9 +192,9 @@ def _prediction_table(
         "num_tokens": pa.array(rows.num_tokens, mask=rows.num_tokens < 0),
         "truncated": pa.array(rows.truncated),
         "error": rows.errors,
-        "checkpoint": pa.repeat(scorer.checkpoint, num_rows),
+        "checkpoint": pa.repeat(version, num_rows),
     }
-    return pa.table(named).replace_schema_metadata({"classes": json.dumps(scorer.classes)})
+    return pa.table(named).replace_schema_metadata({"classes": json.dumps(class_names)})
 
 
 def _attention_table(

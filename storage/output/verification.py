@@ -31,6 +31,7 @@ from storage.output.layout import STAMP_KEY, Output, Stamp
 from storage.output.orphans import find_orphans
 from storage.output.prediction_checks import check_predictions
 from storage.output.side_by_side import OutputFileError, Piece, open_rows, read_output_footer, read_side_by_side
+from storage.registry.checkpoints import CheckpointId
 
 # No vocabulary is this large: for tokens where nothing says how large it was.
 _UNKNOWN_VOCABULARY = 2**31
@@ -128,9 +129,8 @@ class _ShardCheck:
         """What the footers say made the files; None where they are of another making: then all rows would differ."""
         footer = read_output_footer(self._output, self._predictions)
         recorded = self._recorded(self._predictions, footer)
-        expected = Stamp.of(
-            self._shard, recorded.get("checkpoint", ""), recorded.get("checkpoint_digest", ""), self._settings
-        )
+        checkpoint = CheckpointId(recorded.get("checkpoint", ""), recorded.get("checkpoint_digest", ""))
+        expected = Stamp.of(self._shard, checkpoint, self._settings)
         right = self._check_stamp(self._predictions, recorded, expected)
         names = [name for name in self._settings.columns.keep if name not in partition_values(self._shard.file)]
         right &= self._check_columns(self._predictions, footer, ["id", *names, *PREDICTION_COLUMNS[1:]])

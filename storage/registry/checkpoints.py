@@ -31,6 +31,14 @@ CARD = "card.json"
 
 
 @dataclass(frozen=True)
+class CheckpointId:
+    """Which checkpoint: its version, and the digest of the files that decide scores."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class StoredCheckpoint:
     """A checkpoint's files. digest: of the files that decide scores. card: empty for a folder without one."""
 
@@ -39,6 +47,10 @@ class StoredCheckpoint:
     files: Mapping[str, bytes]
     digest: str
     card: dict[str, Any]
+
+    @property
+    def id(self) -> CheckpointId:
+        return CheckpointId(self.version, self.digest)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def open_bundles(task: Task, engine: EngineName) -> Run:
         found = find_source(str(source))
         place = Output(Location.parse(output), settings)
         shards = plan_shards(found, settings.columns, settings.limits).shards
-        pending = find_pending(place, shards, stored.version, stored.digest, "missing")
+        pending = find_pending(place, shards, stored.id, "missing")
         job = ScoringJob.of(stored, found.root, place, device="cpu", engine=engine, threads=task.threads)
         load_checkpoint(job, stored)
         place.prepare(str(found.root))

@@ -50,7 +50,7 @@ class Run:
 
     def pending(self) -> list[Pending]:
         job = self.job
-        return find_pending(self.output, self.plan().shards, job.checkpoint_version, job.checkpoint_digest, "missing")
+        return find_pending(self.output, self.plan().shards, job.checkpoint, "missing")
 
     def score(self) -> list[ScoredShard]:
         results = score_bundle(self.job, self.pending())

@@ -16,7 +16,8 @@ from storage.input.shards import Shard, plan_shards
 from storage.input.sources import Source, find_source
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.output.layout import Output
-from storage.output.predictions import Scorer, write_shard
+from storage.output.predictions import write_shard
+from storage.registry.checkpoints import CheckpointId
 
 CLASSES = ("even", "odd", "third")
 
@@ -55,8 +56,8 @@ def fake_scores(rows: TokenRows) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
 
 
 @pytest.fixture
-def scorer() -> Scorer:
-    return Scorer("v1", "d" * 32, CLASSES)
+def checkpoint() -> CheckpointId:
+    return CheckpointId("v1", "d" * 32)
 
 
 @pytest.fixture
@@ -73,11 +74,13 @@ def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
 
 
 @pytest.fixture
-def score(scorer: Scorer, plan: Callable[..., tuple[Source, tuple[Shard, ...]]]) -> Callable[..., tuple[Shard, ...]]:
+def score(
+    checkpoint: CheckpointId, plan: Callable[..., tuple[Source, tuple[Shard, ...]]]
+) -> Callable[..., tuple[Shard, ...]]:
     """score(source, output): reads, scores with `fake_scores` and writes all of a source, in small chunks."""
 
     def score(
-        source: Path | str, output: Output, *, by: Scorer = scorer, chunk_rows: int = 65_536
+        source: Path | str, output: Output, *, by: CheckpointId = checkpoint, chunk_rows: int = 65_536
     ) -> tuple[Shard, ...]:
         found, shards = plan(source, output)
         columns: Columns = output.settings.columns
@@ -85,7 +88,7 @@ def score(scorer: Scorer, plan: Callable[..., tuple[Source, tuple[Shard, ...]]])
         output.prepare(str(found.root))
         for shard in shards:
             names = columns.to_read(read_footer(found.root / shard.file).schema, shard.file)
-            with write_shard(output, shard, by) as writer:
+            with write_shard(output, shard, by, CLASSES) as writer:
                 for table in read_shard(found.root, shard, names, chunk_rows=chunk_rows):
                     rows = decode_tokens(table[columns.tokens], rules)
                     writer.write(table, rows, *fake_scores(rows))

@@ -12,6 +12,7 @@ from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.locations import Location
 from storage.output.layout import AttentionSaving, Output, OutputSettings, Stamp, read_stamp
+from storage.registry.checkpoints import CheckpointId
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def test_files_lie_under_the_shards_name(folder: Path) -> None:
 
 def test_stamp_of_a_shard_holds_all_that_decides_its_content(folder: Path) -> None:
     shard = Shard("a.parquet", "a-00001-of-00002.parquet", "f" * 32, 1, 2, 30, 40, 50)
-    stamp = Stamp.of(shard, "v1", "d" * 32, output(folder).settings)
+    stamp = Stamp.of(shard, CheckpointId("v1", "d" * 32), output(folder).settings)
     assert json.loads(stamp.to_json(num_errors=3)) == {
         "file": "a.parquet",
         "fingerprint": "f" * 32,

@@ -12,7 +12,7 @@ from storage.input.sources import Source
 from storage.locations import Location
 from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.pending import Mode, find_pending
-from storage.output.predictions import Scorer
+from storage.registry.checkpoints import CheckpointId
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def output(tmp_path: Path) -> Output:
 
 @pytest.fixture
 def reasons(
-    data: Path, output: Output, plan: Callable[..., tuple[Source, tuple[Shard, ...]]], scorer: Scorer
+    data: Path, output: Output, plan: Callable[..., tuple[Source, tuple[Shard, ...]]], checkpoint: CheckpointId
 ) -> Callable[..., dict[str, str]]:
     """reasons(mode): why each pending shard of the dataset is to be scored, by its name."""
 
-    def reasons(mode: Mode = "missing", *, by: Scorer = scorer, to: Output = output) -> dict[str, str]:
+    def reasons(mode: Mode = "missing", *, by: CheckpointId = checkpoint, to: Output = output) -> dict[str, str]:
         _, shards = plan(data, to)
-        pending = find_pending(to, shards, by.checkpoint, by.digest, mode)
+        pending = find_pending(to, shards, by, mode)
         assert [each.shard.name for each in pending] == sorted(each.shard.name for each in pending)
         return {each.shard.name: each.reason for each in pending}
 
@@ -72,17 +72,17 @@ def test_damaged_output_is_missing(
 def test_run_that_was_killed_between_the_two_renames_left_its_shard_missing(
     data: Path,
     output: Output,
-    scorer: Scorer,
+    checkpoint: CheckpointId,
     score: Callable[..., object],
     reasons: Callable[..., dict[str, str]],
     tmp_path: Path,
 ) -> None:
     score(data, output)
-    challenger = replace(scorer, checkpoint="v2", digest="e" * 32)
+    challenger = CheckpointId("v2", "e" * 32)
     other = Output(Location.parse(tmp_path / "other"), output.settings)
     score(data, other, by=challenger)
     shutil.copy(other.attention("b.parquet").path, output.attention("b.parquet").path)
-    assert reasons("missing", by=scorer) == {"b.parquet": "missing"}
+    assert reasons("missing", by=checkpoint) == {"b.parquet": "missing"}
     assert reasons("missing", by=challenger) == {"b.parquet": "missing"}
 
 
@@ -118,13 +118,17 @@ def test_touched_input_is_not_a_changed_one(
 
 
 def test_other_checkpoint_is_stale_only_if_asked(
-    data: Path, output: Output, scorer: Scorer, score: Callable[..., object], reasons: Callable[..., dict[str, str]]
+    data: Path,
+    output: Output,
+    checkpoint: CheckpointId,
+    score: Callable[..., object],
+    reasons: Callable[..., dict[str, str]],
 ) -> None:
     score(data, output)
-    challenger = replace(scorer, checkpoint="v2", digest="e" * 32)
+    challenger = CheckpointId("v2", "e" * 32)
     assert reasons("missing", by=challenger) == {}
     assert reasons("stale", by=challenger) == dict.fromkeys(["a.parquet", "b.parquet", "date=1/c.parquet"], "stale")
-    assert reasons("stale", by=replace(scorer, checkpoint="same weights, another name")) == {}
+    assert reasons("stale", by=replace(checkpoint, version="same weights, another name")) == {}
 
 
 def test_input_cut_otherwise_has_changed(
@@ -132,11 +136,11 @@ def test_input_cut_otherwise_has_changed(
     output: Output,
     put: Callable[..., Path],
     score: Callable[..., object],
-    scorer: Scorer,
+    checkpoint: CheckpointId,
     plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
 ) -> None:
     score(data, output)
     other = Output(output.root, replace(output.settings, limits=ShardLimits(rows=1)))
     _, shards = plan(data, other)
-    pending = find_pending(other, shards, scorer.checkpoint, scorer.digest, "missing")
+    pending = find_pending(other, shards, checkpoint, "missing")
     assert {each.reason for each in pending} == {"input changed"}

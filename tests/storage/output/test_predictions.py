@@ -24,7 +24,8 @@ from storage.input.sources import Source
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.layout import AttentionSaving, Output, OutputSettings, read_stamp
-from storage.output.predictions import Scorer, write_shard
+from storage.output.predictions import write_shard
+from storage.registry.checkpoints import CheckpointId
 
 CLASSES = ("even", "odd", "third")
 TOKENS = [b"ab", b"", None, b"cde", b"\xff", b"f" * 9]
@@ -259,7 +260,7 @@ def test_kept_columns_may_have_the_names_of_attentions_columns(
 def test_exception_in_the_block_leaves_no_file(
     data: Path,
     output: Output,
-    scorer: Scorer,
+    checkpoint: CheckpointId,
     put: Callable[..., Path],
     plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
 ) -> None:
@@ -269,7 +270,7 @@ def test_exception_in_the_block_leaves_no_file(
     rows = decode_tokens(table["tokens"], TokenRules())
 
     def stop_after(num_writes: int) -> None:
-        with write_shard(output, shard, scorer) as writer:
+        with write_shard(output, shard, checkpoint, CLASSES) as writer:
             for _ in range(num_writes):
                 writer.write(table, rows, *flat_scores(rows))
             raise RuntimeError("stop")
@@ -281,12 +282,16 @@ def test_exception_in_the_block_leaves_no_file(
 
 
 def test_exception_in_the_block_keeps_the_old_files(
-    data: Path, output: Output, scorer: Scorer, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
+    data: Path,
+    output: Output,
+    checkpoint: CheckpointId,
+    put: Callable[..., Path],
+    score: Callable[..., tuple[Shard, ...]],
 ) -> None:
     put("a.parquet", TOKENS)
     (shard,) = score(data, output)
     before = files_below(Path(output.root.path))
-    with pytest.raises(RuntimeError, match="stop"), write_shard(output, shard, scorer):
+    with pytest.raises(RuntimeError, match="stop"), write_shard(output, shard, checkpoint, CLASSES):
         raise RuntimeError("stop")
     assert files_below(Path(output.root.path)) == before
 
@@ -296,7 +301,7 @@ def test_fewer_or_more_rows_than_the_shard_has_leave_no_file(
     times: int,
     data: Path,
     output: Output,
-    scorer: Scorer,
+    checkpoint: CheckpointId,
     put: Callable[..., Path],
     plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
 ) -> None:
@@ -306,7 +311,7 @@ def test_fewer_or_more_rows_than_the_shard_has_leave_no_file(
     rows = decode_tokens(table["tokens"], TokenRules())
 
     def write() -> None:
-        with write_shard(output, shard, scorer) as writer:
+        with write_shard(output, shard, checkpoint, CLASSES) as writer:
             for _ in range(times):
                 writer.write(table, rows, *flat_scores(rows))
 
@@ -348,7 +353,7 @@ def test_scores_that_do_not_fit_the_rows_are_never_written(
     num_tokens: int,
     data: Path,
     output: Output,
-    scorer: Scorer,
+    checkpoint: CheckpointId,
     put: Callable[..., Path],
     plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
 ) -> None:
@@ -358,7 +363,7 @@ def test_scores_that_do_not_fit_the_rows_are_never_written(
     rows = decode_tokens(table["tokens"], TokenRules())
     assert (len(rows.offsets) - 1, len(rows.values)) == (4, 15)
     probabilities = np.full((num_rows, num_classes), 0.5, np.float32)
-    with pytest.raises(AssertionError), write_shard(output, shard, scorer) as writer:
+    with pytest.raises(AssertionError), write_shard(output, shard, checkpoint, CLASSES) as writer:
         writer.write(table, rows, probabilities, np.zeros(num_tokens, np.float32))
     assert files_below(Path(output.root.path)) == {}
 

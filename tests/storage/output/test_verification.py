@@ -16,8 +16,8 @@ from storage.input.shards import ShardLimits, plan_shards
 from storage.input.sources import find_source
 from storage.locations import Location
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, OutputSettings
-from storage.output.predictions import Scorer
 from storage.output.verification import VerificationReport, verify_output
+from storage.registry.checkpoints import CheckpointId
 
 ROWS = 40
 NULL_ROW, EMPTY_ROW, LONG_ROW = 3, 11, 23
@@ -462,14 +462,14 @@ class TestVocabulary:
         return _output(tmp_path, columns=Columns(), max_tokens=None)
 
     @pytest.fixture
-    def scored(self, data: Path, output: Output, scorer: Scorer, plan: Callable[..., Any]) -> Output:
+    def scored(self, data: Path, output: Output, checkpoint: CheckpointId, plan: Callable[..., Any]) -> Output:
         from storage.input.reading import read_shard
         from storage.input.tokens import TokenRules, decode_tokens
         from storage.output.predictions import write_shard
 
         found, (shard,) = plan(data, output)
         output.prepare(str(found.root))
-        with write_shard(output, shard, scorer) as writer:
+        with write_shard(output, shard, checkpoint, ("even", "odd", "third")) as writer:
             for table in read_shard(found.root, shard, ["tokens"]):
                 rows = decode_tokens(table["tokens"], TokenRules(5))
                 weights = np.repeat(1 / np.diff(rows.offsets), np.diff(rows.offsets)).astype(np.float32)
