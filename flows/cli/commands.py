@@ -125,7 +125,7 @@ def sample(
         start: First date.
     """
     with progress("fragments", rows) as bar:
-        written = write_sample(
+        counts = write_sample(
             Path(out),
             rows=rows,
             fragment_bytes=fragment_bytes,
@@ -133,10 +133,7 @@ def sample(
             start=start,
             on_progress=lambda done, total: bar(completed=done),
         )
-    labels = ", ".join(f"{label} {count:,}" for label, count in sorted(written.rows_per_label.items()))
     to = printer()
-    to.say(
-        f"{written.num_rows:,} fragments of {fragment_bytes} bytes in {len(written.files)} files under {written.root}"
-    )
-    to.say(f"file types: {labels}")
+    to.say(f"{rows:,} fragments of {fragment_bytes} bytes in {days} files under {out}")
+    to.say(f"file types: {', '.join(f'{label} {count:,}' for label, count in counts.items())}")
     return DONE
