@@ -1,8 +1,9 @@
 """The serve command: the deployments, their schedules and a server, on one machine, until interrupted.
 
-Each run is a process of its own, which ends with this one. Names, limits and schedules are those of
-deployments/prefect.yaml, which is for work pools and no part of the installed package. Prefect is imported late here,
-so that its server starts meanwhile.
+What is deployed, with which limits, schedules and triggers, is what deployments/prefect.yaml says, which is part of the
+installed package. This file replaces the places of the demo by the command's own and the work pool by this process:
+each run is a process of its own, which ends with this one. Prefect is imported late here, so that its server starts
+meanwhile.
 """
 
 import asyncio
@@ -10,9 +11,11 @@ import os
 import signal
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, cast
 from zoneinfo import available_timezones
 
+import yaml
 from pydantic import Field
 
 from flows.cli import DONE
@@ -20,6 +23,14 @@ from flows.cli.server import PAGE_PORT, start_prefect
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
+
+_DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((resources.files("flows.cli") / "prefect.yaml").read_text())[
+    "deployments"
+]
+_SCHEDULES = {each["name"]: each["schedules"][0] for each in _DEPLOYMENTS if "schedules" in each}
+
+# What the file's own data has and other data may not have. An output that records a label column keeps it.
+_OF_THE_DEMO = {"label_column"}
 
 # A process that serves a deployment asks for its runs every 10 s (PREFECT_RUNNER_POLL_FREQUENCY).
 _SILENT_AFTER = timedelta(seconds=30)
@@ -32,9 +43,9 @@ def serve(
     *,
     registry: str = "registry",
     labelled: str | None = None,
-    classify_cron: str = "0 * * * *",
-    retrain_cron: str = "0 3 * * 0",
-    timezone: str = "UTC",
+    classify_cron: str = _SCHEDULES["classify"]["cron"],
+    retrain_cron: str = _SCHEDULES["retrain"]["cron"],
+    timezone: str = _SCHEDULES["classify"]["timezone"],
     limit: Annotated[int, Field(ge=1)] = 3,
     port: Annotated[int, Field(ge=1, le=65535)] = PAGE_PORT,
 ) -> int:
@@ -43,6 +54,8 @@ def serve(
     Starts a Prefect server on this machine, unless PREFECT_API_URL or the active Prefect profile names one. At the end
     runs are cancelled and schedules paused; they go on when this command runs again. An output that exists keeps the
     settings it was made with; a new one gets the defaults of classify.
+
+    All else is as deployments/prefect.yaml says, such as limits, and the preset and the time that retraining has.
 
     Args:
         source: Parquet file, folder, glob or URI to score. {scheduled:%Y-%m-%d} in it is a run's scheduled start.
@@ -58,84 +71,78 @@ def serve(
     if timezone not in available_timezones():
         raise ValueError(f"{timezone} is no time zone that is known here. Write it like Europe/Berlin.")
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # runs import what this process did, and not what lies around here
-    # As in deployments/prefect.yaml: on a server with its automations, runs that give no sign of life are Crashed.
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    for each in _DEPLOYMENTS:
+        for name, value in each["work_pool"]["job_variables"]["env"].items():
+            os.environ.setdefault(name, value)
     start_prefect(page_port=port)
     from prefect.settings import PREFECT_UI_URL
 
-    deployments = _deployments(source, output, registry, labelled, classify_cron, retrain_cron, timezone)
+    crons = {"classify": classify_cron, "retrain": retrain_cron}
+    deployments = make_deployments(source, output, registry, labelled, crons=crons, timezone=timezone)
     asyncio.run(_run_until_stopped(deployments, limit, str(PREFECT_UI_URL.value())))
     print("Stopped. The schedules are paused until this command runs again.")
     return DONE
 
 
-def _deployments(
-    source: str,
-    output: str,
-    registry: str,
-    labelled: str | None,
-    classify_cron: str,
-    retrain_cron: str,
-    timezone: str,
+def make_deployments(
+    source: str, output: str, registry: str, labelled: str | None, *, crons: dict[str, str], timezone: str
 ) -> "list[RunnerDeployment]":
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.events import DeploymentEventTrigger
-    from prefect.schedules import Cron
-    from prefect.types.entrypoint import EntrypointType
+    """The deployments of prefect.yaml, for this process to run; without `labelled`, all but the one that retrains.
 
-    from flows.backfill import backfill
-    from flows.classify import classify, recorded_parameters
+    crons: the schedule of a deployment, by its name, in place of the file's. Raises CredentialsError if a place holds
+    credentials, and ValueError if the source names a scheduled start that is none.
+    """
+    from flows.classify import recorded_parameters
     from flows.orchestration.credentials import refuse_credentials
     from flows.orchestration.scheduled import above_scheduled_start, fill
-    from flows.retrain import retrain
 
     places = {"source": source, "output": output, "registry": registry}
     refuse_credentials(places | {"labelled": labelled})
     fill(source, datetime.now(UTC))  # refused here, and not by every run
     scoring = places | recorded_parameters(output)
-
-    def common(limit: int) -> dict[str, Any]:
-        return {
-            "tags": ["attnlstm"],
-            "concurrency_limit": ConcurrencyLimitConfig(
-                limit=limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
-            ),
-            "paused": False,  # since this process pauses them when it ends
-            "entrypoint_type": EntrypointType.MODULE_PATH,
-        }
-
-    deployments: list[Any] = [
-        classify.to_deployment(
-            "classify",
-            description="Score what is new or has changed.",
-            parameters=scoring,
-            schedule=Cron(classify_cron, timezone=timezone, slug="hourly"),
-            **common(1),
-        ),
-        classify.to_deployment(
-            "partition", description="Score one partition, for a backfill.", parameters=scoring, **common(8)
-        ),
-        backfill.to_deployment(
-            "backfill",
-            description="Classify a range of partitions, such as dates, given as start and end.",
-            parameters=places | {"source": above_scheduled_start(source)},
-            **common(1),
-        ),
-    ]
+    replaced: dict[str, dict[str, Any]] = {
+        "classify": scoring,
+        "partition": scoring,
+        "backfill": places | {"source": above_scheduled_start(source)},
+    }
     if labelled is not None:
-        deployments.append(
-            retrain.to_deployment(
-                "retrain",
-                description="Train a new checkpoint, and promote it if it is shown to be no worse.",
-                parameters={"source": labelled, "registry": registry},
-                schedule=Cron(retrain_cron, timezone=timezone, slug="weekly"),
-                triggers=[
-                    DeploymentEventTrigger(name="retrain-on-drift", expect={"attnlstm.evaluation.drift.detected"})
-                ],
-                **common(1),
-            )
-        )
+        replaced["retrain"] = {"source": labelled, "registry": registry}
+    deployments = []
+    for each in _DEPLOYMENTS:
+        if (name := each["name"]) in replaced:
+            schedules = [
+                schedule | {"cron": crons.get(name, schedule["cron"]), "timezone": timezone}
+                for schedule in each.get("schedules", [])
+            ]
+            deployments.append(_make_deployment(each, replaced[name], schedules))
     return deployments
+
+
+def _make_deployment(
+    described: dict[str, Any], replaced: dict[str, Any], schedules: list[dict[str, Any]]
+) -> "RunnerDeployment":
+    """One deployment. described: its entry in prefect.yaml. replaced: parameters in place of the entry's."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig
+    from prefect.events import DeploymentEventTrigger
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.schedules import Schedule
+    from prefect.types.entrypoint import EntrypointType
+
+    parameters = {name: value for name, value in described["parameters"].items() if name not in _OF_THE_DEMO}
+    # Asynchronous code would get a coroutine, says its type.
+    deployment: Any = load_flow_from_entrypoint(described["entrypoint"]).to_deployment(
+        described["name"],
+        description=described["description"],
+        tags=described["tags"],
+        parameters=parameters | replaced,
+        schedules=[Schedule(**schedule) for schedule in schedules],
+        triggers=[DeploymentEventTrigger.model_validate(trigger) for trigger in described.get("triggers", [])],
+        concurrency_limit=ConcurrencyLimitConfig.model_validate(described["concurrency_limit"]),
+        enforce_parameter_schema=described["enforce_parameter_schema"],
+        paused=False,  # since this process pauses them when it ends
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast("RunnerDeployment", deployment)
 
 
 async def _run_until_stopped(deployments: "list[RunnerDeployment]", limit: int, page: str) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,8 @@ from storage.errors import StorageError
 from storage.registry.checkpoints import Registry
 
 COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "serve"]
-PREFECT_YAML = Path(__file__).resolve().parents[3] / "deployments" / "prefect.yaml"
+REPOSITORY = Path(__file__).resolve().parents[3]
+PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
 NAMES = ("classify", "retrain", "backfill", "partition")
 FLOW_OF = {"partition": "classify"}
 RUN_S, END_S = 300, 120  # of a busy machine
@@ -130,56 +132,80 @@ def test_a_port_in_use_is_an_error_that_says_what_to_do(free_port: int) -> None:
         CommandServer(page_port=free_port)
 
 
-def test_names_limits_schedules_and_triggers_are_those_of_prefect_yaml(tmp_path: Path) -> None:
-    places = ("data/date={scheduled:%Y-%m-%d}", str(tmp_path / "output"), "registry", "labelled")
-    served = serve._deployments(*places, "0 * * * *", "0 3 * * 0", "UTC")
-    expected = {each["name"]: each for each in yaml.safe_load(PREFECT_YAML.read_text())["deployments"]}
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the deployments for some places, by name."""
 
-    assert {each.name for each in served} == set(expected)
-    for each in served:
-        known = expected[each.name]
-        limit = {"limit": each.concurrency_limit, "collision_strategy": each.concurrency_options.collision_strategy}
+    def make(**places: Any) -> dict[str, Any]:
+        default = {"source": "data", "output": str(tmp_path / "output"), "registry": "registry", "labelled": "labelled"}
+        crons = {"classify": "5 * * * *"}
+        return {
+            each.name: each for each in serve.make_deployments(**default | places, crons=crons, timezone="Asia/Tokyo")
+        }
+
+    return make
+
+
+def test_deployments_are_those_of_prefect_yaml_but_for_places_and_schedules(made: Callable[..., Any]) -> None:
+    source = "data/date={scheduled:%Y-%m-%d}"
+    served = made(source=source)
+    described = {each["name"]: each for each in yaml.safe_load(PREFECT_YAML.read_text())["deployments"]}
+
+    assert set(served) == set(described)
+    for name, own in served.items():
+        known = described[name]
+        limit = {"limit": own.concurrency_limit, "collision_strategy": own.concurrency_options.collision_strategy}
         assert known["concurrency_limit"] == limit
-        assert known["description"] == each.description
-        assert known["tags"] == each.tags
-        schedules = [(known["cron"], known["timezone"], known["slug"]) for known in known.get("schedules", [])]
-        assert schedules == [(own.schedule.cron, own.schedule.timezone, own.slug) for own in each.schedules]
+        assert (known["description"], known["tags"]) == (own.description, own.tags)
+        assert [known["slug"] for known in known.get("schedules", [])] == [own.slug for own in own.schedules]
         triggers = [(known["name"], set(known["expect"])) for known in known.get("triggers", [])]
-        assert triggers == [(own.name, own.expect) for own in each.triggers]
-    assert {each.name: each.parameters["source"] for each in served} == {
-        "classify": places[0],
-        "partition": places[0],
-        "backfill": "data",
-        "retrain": "labelled",
+        assert triggers == [(own.name, own.expect) for own in own.triggers]
+    crons = {
+        name: [(each.schedule.cron, each.schedule.timezone) for each in own.schedules] for name, own in served.items()
     }
+    assert crons == {
+        "classify": [("5 * * * *", "Asia/Tokyo")],
+        "retrain": [("0 3 * * 0", "Asia/Tokyo")],
+        "backfill": [],
+        "partition": [],
+    }
+    sources = {name: own.parameters["source"] for name, own in served.items()}
+    assert sources == {"classify": source, "partition": source, "backfill": "data", "retrain": "labelled"}
+    retrain = described["retrain"]["parameters"] | {"source": "labelled", "registry": "registry"}
+    assert served["retrain"].parameters == retrain
+    assert "label_column" not in served["classify"].parameters  # a column of the demo's rows
 
 
-@pytest.mark.parametrize("position", range(4))
-def test_credentials_are_refused_before_a_server_has_them(position: int) -> None:
-    places = ["source", "output", "registry", "labelled"]
-    name = places[position]
-    places[position] = "s3://KEY:SECRET@bucket/data"
+def test_deployments_are_read_from_a_file_that_the_wheel_holds() -> None:
+    held = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+
+    assert held["flows.cli"] == ["prefect.yaml"]
+    assert (REPOSITORY / "flows" / "cli" / "prefect.yaml").resolve() == PREFECT_YAML
+
+
+@pytest.mark.parametrize("name", ["source", "output", "registry", "labelled"])
+def test_credentials_are_refused_before_a_server_has_them(name: str, made: Callable[..., Any]) -> None:
     with pytest.raises(StorageError, match=rf"^{name} is s3://bucket/data with credentials in it\.") as refused:
-        serve._deployments(*places, "0 * * * *", "0 3 * * 0", "UTC")
+        made(**{name: "s3://KEY:SECRET@bucket/data"})
     assert "SECRET" not in str(refused.value).replace("AWS_SECRET", "")
 
 
-def test_a_source_that_no_run_could_read_is_refused() -> None:
+def test_a_source_that_no_run_could_read_is_refused(made: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="is no scheduled start"):
-        serve._deployments("data/date={scheduled}", "output", "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
+        made(source="data/date={scheduled}")
 
 
-def test_an_output_keeps_the_settings_it_was_made_with(scored: Any, dataset: Path) -> None:
-    served = serve._deployments(str(dataset), str(scored.output), "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
+def test_an_output_keeps_its_settings_and_nothing_is_retrained_without_labels(
+    made: Callable[..., Any], scored: Any
+) -> None:
+    served = made(output=str(scored.output), labelled=None)
 
-    parameters = {each.name: each.parameters for each in served}
-    assert set(parameters) == {"classify", "partition", "backfill"}
-    assert parameters["classify"]["keep"] == ["origin", "number", "label"]
+    assert set(served) == {"classify", "partition", "backfill"}
+    assert served["classify"].parameters["keep"] == ["origin", "number", "label"]
 
 
-def test_deployments_of_a_work_pool_are_not_taken_over(prefect_server: str, dataset: Path, tmp_path: Path) -> None:
-    words = (str(dataset), str(tmp_path / "output"), "registry", None, "0 * * * *", "0 3 * * 0", "UTC")
-    deployment = serve._deployments(*words)[0]
+def test_deployments_of_a_work_pool_are_not_taken_over(prefect_server: str, made: Callable[..., Any]) -> None:
+    deployment = made()["classify"]
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="serve-test", type="process"))
         applied = deployment.apply(work_pool_name="serve-test")
