@@ -128,7 +128,7 @@ def _runs_flows(words: Sequence[str]) -> bool:
     names.meta.default(_launch)
     chain, _, others = names.meta.parse_commands(words)
     command = _COMMANDS.get(chain[0]) if chain else None
-    return command is not None and command.runs_flows and not {*app.help_flags}.intersection(chain, others)
+    return command is not None and command.runs_flows and {*app.help_flags}.isdisjoint([*chain, *others])
 
 
 def error_message(error: BaseException) -> str:

@@ -64,10 +64,9 @@ class Terminal(Printer):
         self._errors.print(escape(text))
 
     def facts(self, facts: Mapping[str, str]) -> None:
-        table = Table.grid(padding=(0, 2))
-        for name, text in facts.items():
-            table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
-        self._console.print(table)
+        width = max(map(len, facts), default=0)
+        for name, text in facts.items():  # no table, which would fold paths and pad lines with blanks
+            self._console.print(f"[bold]{escape(name.ljust(width))}[/bold]  {escape(text)}")
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, rest: str = "") -> None:
         table = Table(*map(escape, headings), box=None)

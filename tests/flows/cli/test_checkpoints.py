@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,10 +56,8 @@ def test_show_tells_figures_data_and_judgement(checkpoints: Run, trained: Any, d
 
     assert shown.code == 0
     assert shown.out == by_version.out
-    for text in (trained.version, f"{dataset}: train ", "split by group", "AUROC", "before scaling", "digits"):
+    for text in (trained.version, f"{dataset}: train ", "split by group", "AUROC", "digits", "the first checkpoint"):
         assert text in " ".join(shown.out.split())
-    assert "promoted" in shown.out
-    assert "the first checkpoint" in shown.out
     assert json.loads(checkpoints("show", "--json").out)["version"] == trained.version
 
 
@@ -93,7 +89,6 @@ def test_compare_by_cards_says_that_rows_may_differ(checkpoints: Run, publish: A
 
     assert compared.code == 0
     assert version in compared.out.splitlines()[0]
-    assert "accuracy" in compared.out
     assert "of other rows each; --source compares both on the same ones" in compared.out
     assert json.loads(checkpoints("compare", trained.version, version, "--json").out)["same_rows"] is False
 
@@ -172,14 +167,3 @@ def test_half_copied_checkpoint_is_not_promoted(checkpoints: Run, registry_copy:
     assert ended.code == 1
     assert f"The checkpoint {half} is not what was published" in ended.err
     assert champion(registry_copy)["version"] == trained.version
-
-
-@pytest.mark.parametrize("words", [["list"], ["show"], ["compare", "champion", "champion"], ["prune", "--dry-run"]])
-def test_looking_loads_neither_prefect_nor_torch(words: list[str], trained: Any) -> None:
-    show = "import sys; from flows.cli import app as cli; sys.argv[1:] = ['checkpoints', *sys.argv[1:]]\n"
-    show += "try: cli.main()\nfinally: print('LOADED', *sys.modules)"
-    command = [sys.executable, "-c", show, *words, "--registry", str(trained.registry)]
-
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    assert not {"prefect", "torch", "polars"} & set(done.stdout.partition("LOADED")[2].split())

@@ -1,0 +1,224 @@
+"""What commands print of a value: in a terminal for people, with --json for scripts."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows.cli.checkpoints import compare_cards, show_card, show_comparison, show_list
+from flows.cli.commands import show_partitions, show_run
+from flows.cli.outputs import show_verified
+from flows.cli.printing import Json, Printer, Terminal, byte_size, duration
+from flows.operations.rescore import Rescored
+from storage.output.findings import Problem
+from storage.output.manifests import FailureRecord, RunManifest
+from storage.output.verification import VerificationReport
+
+Show = Callable[..., None]
+
+
+def printed(show: Show, *values: Any, **options: Any) -> list[str]:
+    """The lines that a terminal shows, without the blanks at their ends."""
+    text = io.StringIO()
+    show(Terminal(Console(file=text, width=160, soft_wrap=True, highlight=False)), *values, **options)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def recorded(capsys: pytest.CaptureFixture[str], show: Show, *values: Any) -> Any:
+    """What --json prints."""
+    show(Json(), *values)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_terminal_shows_what_is_for_people_and_json_the_record_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def show(to: Printer) -> None:
+        to.record({"é": [1]})
+        to.say("[done]")
+        to.facts({"place": "a[b]", "long name": "x"})
+        to.table(("one", "two"), [("[1]", "2")])
+        to.lines([("wrong", "here [7]")], rest="problems")
+
+    assert printed(show) == ["[done]", "place      a[b]", "long name  x", " one  two", " [1]  2", "wrong  here [7]"]
+    assert recorded(capsys, show) == {"é": [1]}
+
+
+def test_complaints_go_to_stderr_in_both(capsys: pytest.CaptureFixture[str]) -> None:
+    for to in (Terminal(), Json()):
+        to.complain("[it] failed")
+        assert capsys.readouterr() == ("", "[it] failed\n")
+
+
+@pytest.mark.parametrize(("count", "num_more", "rest"), [(20, 0, None), (21, 0, 1), (25, 4000, "4,005")])
+def test_long_lists_end_in_time_and_say_so(count: int, num_more: int, rest: str | None) -> None:
+    def show(to: Printer) -> None:
+        to.lines([("lost", str(number)) for number in range(count)], rest="rows", num_more=num_more, kept_in="the file")
+
+    lines = printed(show)
+
+    assert lines[19] == "lost  19"
+    assert lines[20:] == ([f"and {rest} more rows; the file lists them"] if rest else [])
+
+
+def test_tables_are_cut_only_where_json_has_the_rest() -> None:
+    rows = [(str(number),) for number in range(30)]
+
+    assert printed(lambda to: to.table(("n",), rows))[-1] == " 29"
+    assert printed(lambda to: to.table(("n",), rows, rest="shards"))[-2:] == [
+        " 19",
+        "and 10 more shards; --json lists them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (byte_size(999), "999 bytes"),
+        (byte_size(3_540_000), "3.5 MB"),
+        (byte_size(2 * 10**9), "2.0 GB"),
+        (duration(0.2), "about 1 s"),
+        (duration(90), "about 2 min"),
+        (duration(9000), "about 2.5 h"),
+    ],
+)
+def test_sizes_and_times_are_told_in_words(told: str, text: str) -> None:
+    assert told == text
+
+
+def test_run_shows_its_facts_and_the_first_of_what_failed(telling_manifest: RunManifest) -> None:
+    failures = tuple(FailureRecord(f"{number}.parquet", "cut") for number in range(30))
+
+    lines = printed(show_run, replace(telling_manifest, failures=failures))
+
+    assert lines[0].startswith("not scored          30 failures; when what is wrong is mended")
+    assert "output              /out put [1]" in lines
+    assert lines[-2:] == ["failed  19.parquet: cut", "and 10 more failures; the manifest lists them"]
+
+
+def test_partitions_that_completed_need_no_words() -> None:
+    run = {"partition": "date=1", "state": "Completed", "rows": 1234, "errors": 1, "seconds": 2.0, "message": "done"}
+
+    lines = printed(show_partitions, [run, run | {"partition": "date=2", "state": "Failed", "message": "no [disk]"}])
+
+    assert [line.split() for line in lines[1:]] == [
+        ["date=1", "Completed", "1,234", "1", "2.0"],
+        ["date=2", "Failed", "1,234", "1", "2.0", "no", "[disk]"],
+    ]
+
+
+def test_verification_names_problems_or_says_that_all_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    right = VerificationReport(num_rows=1, num_files=2, problems=(), num_more=0)
+    wrong = replace(right, problems=(Problem("predictions/a.parquet", 7, "id is 1, expected 2"),), num_more=30)
+    rescored = Rescored(num_rows=3, difference=2e-7, problems=())
+
+    assert printed(show_verified, right, rescored, ()) == [
+        "1 row in 2 files are right.",
+        "3 rows scored again, 2e-07 apart at most.",
+    ]
+    assert printed(show_verified, wrong, None, wrong.problems) == [
+        "wrong  predictions/a.parquet, row 7: id is 1, expected 2",
+        "and 11 more problems; --json lists them",
+    ]
+    assert recorded(capsys, show_verified, wrong, None, wrong.problems) == {
+        "rows": 1,
+        "files": 2,
+        "scored_again": None,
+        "problems": [{"path": "predictions/a.parquet", "row": 7, "what": "id is 1, expected 2"}],
+        "num_more": 30,
+    }
+
+
+CARD: dict[str, Any] = {
+    "version": "v1",
+    "test": {
+        "accuracy": 0.75,
+        "macro_f1": 0.5,
+        "auroc": None,
+        "ece": 0.0123,
+        "ece_before_scaling": 0.1,
+        "majority_accuracy": 0.4,
+        "num_rows": 1234,
+        "per_class": {"spam": {"precision": 0.5, "recall": 1.0, "f1": 0.6667, "num_rows": 617}},
+    },
+    "data": {"source": "data", "also": ["more"], "rows": {"train": 9000, "test": 1234}, "split_by": "group"},
+    "training": {
+        "epochs": [{}, {}],
+        "seconds": 12.3,
+        "best_epoch": 1,
+        "stopped_by": "time",
+        "started_from": "scratch",
+        "settings": {"seed": 1},
+    },
+    "judgement": {"outcome": "rejected", "at": "2026-11-22", "why": "it is worse"},
+}
+
+
+def test_card_shows_data_training_figures_and_what_was_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(show_card, CARD, "since today: [good]") == [
+        "champion    since today: [good]",
+        "version     v1",
+        "trained on  data, more: train 9,000, test 1,234 rows, split by group",
+        "training    2 epochs in 12 s, the best was 1; stopped by time, from scratch",
+        "test        accuracy 0.7500, macro-F1 0.5000, calibration error 0.0123, before scaling 0.1000, "
+        "commonest class 0.4000, on 1,234 rows",
+        "rejected    2026-11-22: it is worse",
+        " class  precision  recall  F1      test rows",
+        " spam   0.5000     1.0000  0.6667  617",
+    ]
+    assert recorded(capsys, show_card, CARD, None) == CARD
+
+
+def test_card_of_a_checkpoint_from_elsewhere_shows_what_it_has() -> None:
+    assert printed(show_card, {"version": "v1"}, None) == ["version  v1"]
+
+
+def test_list_shows_champion_judgement_and_damage() -> None:
+    row = {"version": "v1", "champion": False, "judged": "rejected", "accuracy": None, "macro_f1": None}
+    row |= {"source": None, "damage": None}
+
+    lines = printed(
+        show_list, [row, row | {"damage": "card.json is damaged"}, row | {"champion": True, "accuracy": 0.5}]
+    )
+
+    assert [line.split()[1:] for line in lines[1:]] == [
+        ["rejected"],
+        ["card.json", "is", "damaged"],
+        ["champion", "0.5000"],
+    ]
+
+
+def test_comparison_by_cards_shows_changes_and_that_rows_differ() -> None:
+    other = CARD | {"version": "v2", "data": {}, "test": CARD["test"] | {"accuracy": 0.8, "per_class": {}}}
+    other["training"] = CARD["training"] | {"settings": {"seed": 2}}
+
+    lines = printed(show_comparison, compare_cards(CARD, other))
+
+    assert lines[0].split() == ["v1", "v2", "change"]
+    assert lines[1].split() == ["accuracy", "0.7500", "0.8000", "+0.0500"]
+    assert lines[-2:] == [
+        "seed: 1, then 2",
+        "These figures are of other rows each; --source compares both on the same ones.",
+    ]
+
+
+def test_comparison_on_the_same_rows_shows_the_interval_flips_and_examples() -> None:
+    example = {"row": "a.parquet:7", "label": "x", "champion": "x", "challenger": "y"}
+    record = {
+        "a": "v1",
+        "b": "v2",
+        "champion": {"accuracy": 0.75},
+        "challenger": {"accuracy": 0.5},
+        "num_rows": 100,
+        "difference": {"metric": "accuracy", "value": -0.25, "confidence": 0.9, "low": -0.3, "high": -0.2},
+        "flips": {"num_won": 1, "num_lost": 26, "p_value": 0.00012},
+        "examples": {"lost": [example]},
+    }
+
+    assert printed(show_comparison, record)[2:] == [
+        "On 100 rows: accuracy -0.2500, 90% interval -0.3000 to -0.2000",
+        "1 rows won, 26 lost, p 0.00012",
+        "lost  a.parquet:7: x, named x, then y",
+    ]
