@@ -11,53 +11,35 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from flows.cli import DONE, FAILED, INTERRUPTED, WRONG_USE
 
-
-@dataclass(frozen=True)
-class _Command:
-    """target: where its function is. runs_flows: whether it needs Prefect, and a server if none is configured."""
-
-    target: str
-    help: str
-    runs_flows: bool = False
-
-
+# The commands by where their functions are. What they do is said here, so that the list of them imports none.
 _COMMANDS = {
-    "demo": _Command(
-        "flows.cli.demo:demo", "Sample real bytes, train on them, classify them; a tour in a few minutes.", True
-    ),
-    "sample": _Command(
-        "flows.cli.commands:sample", "Write labelled fragments of the files on this machine, to try things on."
-    ),
-    "retrain": _Command(
-        "flows.cli.commands:retrain",
-        "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
-        True,
-    ),
-    "classify": _Command(
-        "flows.cli.commands:classify", "Score every row of a Parquet dataset; rerun to score what is new.", True
-    ),
-    "backfill": _Command("flows.cli.commands:backfill", "Classify a range of partitions, such as dates.", True),
-    # It starts a server with a page, on a port that its options name.
-    "serve": _Command("flows.cli.serve:serve", "Do all of this on schedules, with Prefect's page, until interrupted."),
-    "plan": _Command("flows.cli.outputs:plan", "Say what classify would do, and why."),
-    "verify": _Command("flows.cli.outputs:verify", "Check an output against its input, row by row."),
-    "prune": _Command("flows.cli.outputs:prune", "Remove from an output what no input accounts for."),
+    "demo:demo": "Sample real bytes, train on them, classify them; a tour in a few minutes.",
+    "commands:sample": "Write labelled fragments of the files on this machine, to try things on.",
+    "commands:retrain": "Train a checkpoint on labelled Parquet; it becomes champion if it is shown to be no worse.",
+    "commands:classify": "Score every row of a Parquet dataset; rerun to score what is new.",
+    "commands:backfill": "Classify a range of partitions, such as dates.",
+    "serve:serve": "Do all of this on schedules, with Prefect's page, until interrupted.",
+    "outputs:plan": "Say what classify would do, and why.",
+    "outputs:verify": "Check an output against its input, row by row.",
+    "outputs:prune": "Remove from an output what no input accounts for.",
 }
 _CHECKPOINT_COMMANDS = {
-    "list": _Command("flows.cli.checkpoints:list_checkpoints", "List them, oldest first."),
-    "show": _Command("flows.cli.checkpoints:show", "Show one: its figures, its data, the judgement on it."),
-    "promote": _Command("flows.cli.checkpoints:promote", "Make one champion."),
-    "rollback": _Command("flows.cli.checkpoints:rollback", "Make the champion before this one champion again."),
-    "compare": _Command("flows.cli.checkpoints:compare", "Compare two, by their cards or on the same rows."),
-    "prune": _Command("flows.cli.checkpoints:prune", "Remove old ones, and what killed runs left."),
+    "checkpoints:list_checkpoints": "List them, oldest first.",
+    "checkpoints:show": "Show one: its figures, its data, the judgement on it.",
+    "checkpoints:promote": "Make one champion.",
+    "checkpoints:rollback": "Make the champion before this one champion again.",
+    "checkpoints:compare": "Compare two, by their cards or on the same rows.",
+    "checkpoints:prune": "Remove old ones, and what killed runs left.",
 }
+
+# They need Prefect, and a server if none is configured. `serve` starts one of its own, on a port that its options name.
+_RUN_FLOWS = {"demo", "retrain", "classify", "backfill"}
 
 app = App(
     name="attnlstm",
@@ -70,8 +52,9 @@ app = App(
 )
 _checkpoints = App(name="checkpoints", help="The checkpoints of a registry.")
 for _app, _commands in ((app, _COMMANDS), (_checkpoints, _CHECKPOINT_COMMANDS)):
-    for _name, _command in _commands.items():
-        _app.command(_command.target, name=_name, help=_command.help)
+    for _target, _help in _commands.items():
+        _name = _target.partition(":")[2].removesuffix("_checkpoints")
+        _app.command(f"flows.cli.{_target}", name=_name, help=_help)
 app.command(_checkpoints)
 
 
@@ -120,15 +103,14 @@ def _run(words: Sequence[str]) -> int:
 def _runs_flows(words: Sequence[str]) -> bool:
     """Whether these words are a command that runs flows, as cyclopts parses them.
 
-    It parses them here by the names of the commands alone: `app` would import the command that it finds.
+    It parses them here by names alone: `app` would import the command that it finds.
     """
     names = App(default_parameter=app.default_parameter)
-    for name in _COMMANDS:
+    for name in _RUN_FLOWS:
         names.command(App(name=name))
     names.meta.default(_launch)
     chain, _, others = names.meta.parse_commands(words)
-    command = _COMMANDS.get(chain[0]) if chain else None
-    return command is not None and command.runs_flows and {*app.help_flags}.isdisjoint([*chain, *others])
+    return bool(_RUN_FLOWS.intersection(chain[:1])) and {*app.help_flags}.isdisjoint([*chain, *others])
 
 
 def error_message(error: BaseException) -> str:

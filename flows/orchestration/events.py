@@ -15,6 +15,9 @@ from prefect.events import emit_event
 from storage.output.manifests import RunManifest
 from storage.registry.checkpoints import CHAMPION
 
+# Of a manifest, as they stand there.
+_TOLD = ("run_id", "run_name", "state", "source", "output", "mode", "checkpoint", "seconds", "evaluation")
+
 
 def emit_run_ended(manifest: RunManifest) -> None:
     """Tell that a classify run has ended and, where its manifest says so, that its input has drifted.
@@ -22,7 +25,6 @@ def emit_run_ended(manifest: RunManifest) -> None:
     The resource is the output; its label `attnlstm.wrote` says whether there is anything new in it. The resource of
     drift is the checkpoint, and its payload has the comparison.
     """
-    totals = manifest.totals
     emit_event(
         event=f"attnlstm.run.{manifest.state}",
         resource={
@@ -32,24 +34,12 @@ def emit_run_ended(manifest: RunManifest) -> None:
             "attnlstm.wrote": "yes" if manifest.shards else "no",
         },
         related=[_checkpoint(manifest.checkpoint) | {"prefect.resource.role": "checkpoint"}],
-        payload={
-            "run_id": manifest.run_id,
-            "run_name": manifest.run_name,
-            "state": manifest.state,
-            "source": manifest.source,
-            "output": manifest.output,
-            "mode": manifest.mode,
-            "checkpoint": manifest.checkpoint,
+        payload={name: getattr(manifest, name) for name in _TOLD}
+        | {name: manifest.totals[name] for name in ("rows", "errors", "truncated", "tokens", "tokens_per_second")}
+        | {
             "shards": len(manifest.shards),
             "up_to_date": manifest.num_up_to_date,
             "failed": len(manifest.failures),
-            "rows": totals["rows"],
-            "errors": totals["errors"],
-            "truncated": totals["truncated"],
-            "tokens": totals["tokens"],
-            "seconds": manifest.seconds,
-            "tokens_per_second": totals["tokens_per_second"],
-            "evaluation": manifest.evaluation,
             "drifted": manifest.drift["drifted"] if manifest.drift else [],
         },
     )

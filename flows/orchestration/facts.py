@@ -40,8 +40,8 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         shards = counted(len(manifest.shards), "shard")
         facts["rows"] = f"{totals['rows']:,} in {shards} ({manifest.num_up_to_date} more were up to date)"
         facts["errors"] = _counts(totals["errors"])
-        if places := first_errors(manifest):
-            first = "; ".join(f"{error} in {found[0][0]}, row {found[0][1]}" for error, found in places.items())
+        if where := first_errors(manifest):
+            first = "; ".join(f"{error} in {found[0][0]}, row {found[0][1]}" for error, found in where.items())
             facts["first errors"] = f"{first} (rows from 0)"
         if totals["truncated"]:
             limit = manifest.settings["max_tokens"]
@@ -49,22 +49,14 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         speed = f"{totals['tokens_per_second'] / 1e6:.2f} million a second"
         facts["tokens"] = f"{totals['tokens']:,} in {manifest.seconds:.1f} s, {speed} ({manifest.engine})"
         facts["predictions"] = _counts(totals["predictions"])
-    facts |= measured_facts(manifest)
-    facts |= {"checkpoint": manifest.checkpoint, "output": manifest.output, "manifest": manifest_place(manifest)}
-    return facts
-
-
-def measured_facts(manifest: RunManifest) -> dict[str, str]:
-    """The facts about how good the predictions are: against labels, and by how the input has drifted."""
-    facts = {}
     if manifest.evaluation:
-        facts["against labels"] = ", ".join(
-            f"{_MEASURES[name]} {value:.4f}" for name, value in manifest.evaluation.items()
-        )
+        measures = (f"{_MEASURES[name]} {value:.4f}" for name, value in manifest.evaluation.items())
+        facts["against labels"] = ", ".join(measures)
     if manifest.drift:
         facts["drift"] = describe_drift(manifest.drift)
         facts["estimated accuracy"] = describe_estimate(manifest.drift)
-    return facts
+    places = {"source": manifest.source, "output": manifest.output, "manifest": manifest_place(manifest)}
+    return facts | {"checkpoint": manifest.checkpoint} | places
 
 
 def manifest_place(manifest: RunManifest) -> str:

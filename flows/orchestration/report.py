@@ -15,9 +15,9 @@ from flows.orchestration.facts import (
     DRIFT_ASPECTS,
     MOST_CLASSES,
     counted,
+    describe_drift,
+    describe_estimate,
     first_errors,
-    manifest_place,
-    measured_facts,
     run_facts,
 )
 from storage.locations import as_uri
@@ -27,6 +27,7 @@ from storage.output.manifests import RunManifest
 _MOST_FAILURES = 10
 MOST_SHARDS = 1000
 
+_OTHER_SECTIONS = {"result", "not scored", "errors", "first errors", "predictions"}
 _COUNTED_FROM = "Rows are counted from 0, in the input file."
 
 
@@ -48,12 +49,8 @@ def publish_report(manifest: RunManifest) -> None:
             description=f"Shards that this run scored or could not score{left_out}",
         )
     if manifest.drift:
-        drift = measured_facts(manifest)
-        create_table_artifact(
-            drift_rows(manifest.drift),
-            key="classify-drift",
-            description=f"Drift: {drift['drift']}. Estimated accuracy: {drift['estimated accuracy']}.",
-        )
+        verdict = f"Drift: {describe_drift(manifest.drift)}. Estimated accuracy: {describe_estimate(manifest.drift)}."
+        create_table_artifact(drift_rows(manifest.drift), key="classify-drift", description=verdict)
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -81,22 +78,14 @@ def _log(manifest: RunManifest) -> None:
 def shard_rows(manifest: RunManifest) -> list[dict[str, Any]]:
     """A row for each shard, those that failed first. What may be long comes last, since cells do not wrap."""
     no_counts = dict.fromkeys(("rows", "errors", "tokens", "seconds"), "")
-    failed = [
+    rows: list[dict[str, Any]] = [
         {"shard": failure.name, "state": "failed", **no_counts, "why": failure.reason} for failure in manifest.failures
     ]
-    scored = [
-        {
-            "shard": shard.name,
-            "state": "scored",
-            "rows": f"{shard.num_rows:,}",
-            "errors": f"{sum(shard.errors.values()):,}",
-            "tokens": f"{shard.num_tokens:,}",
-            "seconds": f"{shard.seconds:.2f}",
-            "why": shard.reason,
-        }
-        for shard in manifest.shards
-    ]
-    return failed + scored
+    for shard in manifest.shards:
+        counts = {"rows": shard.num_rows, "errors": sum(shard.errors.values()), "tokens": shard.num_tokens}
+        shown = {name: f"{count:,}" for name, count in counts.items()} | {"seconds": f"{shard.seconds:.2f}"}
+        rows.append({"shard": shard.name, "state": "scored", **shown, "why": shard.reason})
+    return rows
 
 
 def drift_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -115,14 +104,7 @@ def drift_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def run_report(manifest: RunManifest) -> str:
     """The report in Markdown."""
-    sections = (
-        _headline(manifest),
-        _counts_table(manifest),
-        _findings(manifest),
-        _failed(manifest),
-        _errors(manifest),
-        _classes(manifest),
-    )
+    sections = (_headline(manifest), _facts(manifest), _failed(manifest), _errors(manifest), _classes(manifest))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -133,30 +115,11 @@ def _headline(manifest: RunManifest) -> str:
     return f"## {counted(manifest.totals['rows'], 'row')} scored, {manifest.num_errors:,} with errors{failed}"
 
 
-def _counts_table(manifest: RunManifest) -> str:
-    if not manifest.shards:
-        return ""
-    totals = manifest.totals
-    counts = {
-        "shards": f"{len(manifest.shards):,}",
-        "up to date before": f"{manifest.num_up_to_date:,}",
-        "rows": f"{totals['rows']:,}",
-        "errors": f"{manifest.num_errors:,}",
-        "truncated": f"{totals['truncated']:,}",
-        "tokens": f"{totals['tokens']:,}",
-        "seconds": f"{manifest.seconds:.1f}",
-        "tokens a second": f"{totals['tokens_per_second'] / 1e6:.2f} million",
-    }
-    return markdown_table(list(counts), [list(counts.values())])
-
-
-def _findings(manifest: RunManifest) -> str:
-    facts = measured_facts(manifest)
-    computed = f", {manifest.engine}" if manifest.engine else ""
-    facts["checkpoint"] = f"`{manifest.checkpoint}`{computed}"
-    facts["source"] = f"`{manifest.source}`"
-    record = as_uri(manifest_place(manifest))
-    facts["output"] = f"[{manifest.output}]({as_uri(manifest.output)}), [this run's manifest]({record})"
+def _facts(manifest: RunManifest) -> str:
+    """What the headline and the other sections do not say, places as links."""
+    facts = {name: fact for name, fact in run_facts(manifest).items() if name not in _OTHER_SECTIONS}
+    facts |= {name: f"`{facts[name]}`" for name in ("checkpoint", "source")}
+    facts |= {name: f"[{facts[name]}]({as_uri(facts[name])})" for name in ("output", "manifest")}
     return "\n".join(f"- **{name.capitalize()}**: {fact}" for name, fact in facts.items())
 
 
@@ -183,13 +146,12 @@ def _errors(manifest: RunManifest) -> str:
 
 
 def _classes(manifest: RunManifest) -> str:
-    predictions: dict[str, int] = manifest.totals["predictions"]
-    if not predictions:
+    counts: dict[str, int] = manifest.totals["predictions"]
+    if not counts:
         return ""
-    total = sum(predictions.values())
-    rows = list(predictions.items())[:MOST_CLASSES]
-    if len(predictions) > MOST_CLASSES:
-        rest = total - sum(count for _, count in rows)
-        rows.append((f"{len(predictions) - MOST_CLASSES:,} more classes", rest))
-    shares = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in rows]
-    return "### Predicted classes\n\n" + markdown_table(("class", "rows", "share"), shares)
+    total = sum(counts.values())
+    shown = dict(list(counts.items())[:MOST_CLASSES])
+    if left := len(counts) - len(shown):
+        shown[f"{left:,} more classes"] = total - sum(shown.values())
+    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in shown.items()]
+    return "### Predicted classes\n\n" + markdown_table(("class", "rows", "share"), rows)

@@ -24,6 +24,7 @@ def test_run_tells_of_failures_counts_errors_quality_and_places(telling_manifest
         "drift": "which tokens there are (index 0.50): not as in the rows that the checkpoint was measured on",
         "estimated accuracy": "0.9000 by mean confidence, without labels, doubtful, since the input has drifted",
         "checkpoint": "v1",
+        "source": "/data",
         "output": "/out put [1]",
         "manifest": "/out put [1]/runs/3f2a.json",
     }
@@ -33,7 +34,7 @@ def test_run_without_work_says_so_and_nothing_else(plain_manifest: RunManifest) 
     facts = run_facts(plain_manifest)
 
     assert facts["result"] == "nothing to do: all 5 shards are up to date"
-    assert list(facts) == ["result", "checkpoint", "output", "manifest"]
+    assert list(facts) == ["result", "checkpoint", "source", "output", "manifest"]
 
 
 def test_truncated_rows_and_long_lists_of_classes_are_told_in_short(telling_manifest: RunManifest) -> None:

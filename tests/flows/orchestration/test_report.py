@@ -16,10 +16,14 @@ def test_report_has_counts_shares_failures_and_where_errors_are_first_found(tell
     report = run_report(telling_manifest)
 
     assert report.startswith("## 1,417 rows scored, 17 with errors, 1 failure\n")
-    assert "| 2 | 5 | 1,417 | 17 | 0 | 3,000,500 | 2.0 | 1.50 million |" in report
+    assert (
+        "- **Rows**: 1,417 in 2 shards (5 more were up to date)\n- **Tokens**: 3,000,500 in 2.0 s, 1.50 mill" in report
+    )
     assert "- **Against labels**: accuracy 0.7500, macro-F1 0.5000\n- **Drift**: which tokens " in report
     place = "file:///out%20put%20%5B1%5D"
-    assert f"- **Output**: [/out put [1]]({place}), [this run's manifest]({place}/runs/3f2a.json)\n" in report
+    assert (
+        f"- **Output**: [/out put [1]]({place})\n- **Manifest**: [/out put [1]/runs/3f2a.json]({place}/runs" in report
+    )
     assert "- `c.parquet`: damaged: cut short\n" in report
     assert "- **no tokens**: 16 rows, first in `a.parquet` rows 3, 1001, 1002; `b.parquet` rows 20, 21\n" in report
     assert "- **tokens are null**: 1 row, first in `b.parquet` row 19\n" in report
