@@ -141,6 +141,15 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture
+def untrained_registry(untrained: dict[str, Path], tmp_path: Path) -> Path:
+    """A registry of the test's own, whose champion was never trained."""
+    registry = Registry.open(str(tmp_path / "registry"))
+    files = {file.name: file.read_bytes() for file in untrained["additive"].iterdir()}
+    registry.promote(registry.publish(files, {"test": {"accuracy": 0.0}}, "# A test's checkpoint\n").version, "a test")
+    return tmp_path / "registry"
+
+
 @pytest.fixture(scope="session")
 def scored(trained: Trained, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
     """The dataset, scored by the champion with labels, kept columns and all attention, by one worker. Read only."""

@@ -97,8 +97,8 @@ def test_server_refuses_a_list_with_credentials() -> None:
         validate({"source": "x", "also": ["y", REFUSED[0]]}, schema, raise_on_error=True)
 
 
-@pytest.mark.parametrize("uri", REFUSED)
-def test_command_refuses_credentials_before_there_is_a_run(attnlstm: Callable[..., Any], uri: str) -> None:
+def test_command_refuses_credentials_before_there_is_a_run(attnlstm: Callable[..., Any], prefect_server: str) -> None:
+    uri = REFUSED[1]
     with get_client(sync_client=True) as client:
         before = len(client.read_flow_runs())
         ended = attnlstm("classify", uri, "out")

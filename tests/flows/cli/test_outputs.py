@@ -37,28 +37,18 @@ def _score(dataset: Path, output: Path, registry: Path, saving: str = "full") ->
 
 
 @pytest.fixture
-def registry(tmp_path: Path, untrained: dict[str, Path]) -> Path:
-    """A registry whose champion was never trained."""
-    folder = untrained["additive"]
-    files = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    opened = Registry.open(str(tmp_path / "registry"))
-    opened.promote(opened.publish(files, {"test": {"accuracy": 0.0}}, "# A test's checkpoint\n").version, "a test")
-    return tmp_path / "registry"
-
-
-@pytest.fixture
-def output(dataset_copy: Path, registry: Path, tmp_path: Path) -> Path:
+def output(dataset_copy: Path, untrained_registry: Path, tmp_path: Path) -> Path:
     """The copied dataset, scored by the champion, to be changed at will."""
-    _score(dataset_copy, tmp_path / "output", registry)
+    _score(dataset_copy, tmp_path / "output", untrained_registry)
     return tmp_path / "output"
 
 
 @pytest.fixture
-def look(attnlstm: Run, dataset_copy: Path, output: Path, registry: Path) -> Run:
+def look(attnlstm: Run, dataset_copy: Path, output: Path, untrained_registry: Path) -> Run:
     """Runs plan, verify or prune on the copied dataset and its output."""
 
     def run(command: str, *words: str) -> Any:
-        places = () if command == "prune" else ("--registry", str(registry))
+        places = () if command == "prune" else ("--registry", str(untrained_registry))
         return attnlstm(command, str(dataset_copy), str(output), *places, *words)
 
     return run
@@ -94,9 +84,9 @@ def _nudged(table: pa.Table, rows: Collection[int]) -> pa.Table:
 
 class TestPlan:
     def test_new_output_misses_everything_and_stays_unmade(
-        self, attnlstm: Run, dataset: Path, registry: Path, tmp_path: Path
+        self, attnlstm: Run, dataset: Path, untrained_registry: Path, tmp_path: Path
     ) -> None:
-        ended = attnlstm("plan", str(dataset), str(tmp_path / "new"), "--registry", str(registry))
+        ended = attnlstm("plan", str(dataset), str(tmp_path / "new"), "--registry", str(untrained_registry))
 
         assert (ended.code, ended.err) == (DONE, "")
         assert "4 missing" in ended.out
@@ -146,10 +136,10 @@ class TestPlan:
         assert ("; not what is stale, which --mode stale adds" in text) == (mode == "missing")
 
     def test_layout_is_that_of_the_output_unless_it_is_given(
-        self, attnlstm: Run, dataset: Path, registry: Path, tmp_path: Path
+        self, attnlstm: Run, dataset: Path, untrained_registry: Path, tmp_path: Path
     ) -> None:
-        _score(dataset, tmp_path / "output", registry, "top:2")
-        where = (str(dataset), str(tmp_path / "output"), "--registry", str(registry))
+        _score(dataset, tmp_path / "output", untrained_registry, "top:2")
+        where = (str(dataset), str(tmp_path / "output"), "--registry", str(untrained_registry))
 
         ended = attnlstm("plan", *where, "--json")
         refused = attnlstm("plan", *where, "--save-attention", "full")
@@ -186,12 +176,12 @@ class TestVerify:
         assert "4 up to date" in attnlstm("plan", *where).out
 
     def test_a_slice_is_verified_alone_and_what_is_wrong_is_named(
-        self, attnlstm: Run, dataset_copy: Path, output: Path, registry: Path
+        self, attnlstm: Run, dataset_copy: Path, output: Path, untrained_registry: Path
     ) -> None:
         _rewrite(output / "predictions" / PART, lambda table: _set(table, "id", 7, lambda was: f"{was}!"))
 
         slices = [
-            attnlstm("verify", str(dataset_copy / date), str(output), "--registry", str(registry))
+            attnlstm("verify", str(dataset_copy / date), str(output), "--registry", str(untrained_registry))
             for date in ("date=2026-11-01", "date=2026-11-02")
         ]
 
@@ -202,11 +192,11 @@ class TestVerify:
 
     @pytest.mark.parametrize("saving", ["full", "top:3", "none"])
     def test_deep_finds_scores_that_the_checkpoint_did_not_give(
-        self, attnlstm: Run, dataset_copy: Path, registry: Path, tmp_path: Path, saving: str
+        self, attnlstm: Run, dataset_copy: Path, untrained_registry: Path, tmp_path: Path, saving: str
     ) -> None:
         place = tmp_path / "output"
-        _score(dataset_copy, place, registry, saving)
-        where = (str(dataset_copy), str(place), "--registry", str(registry), "--deep", "420")
+        _score(dataset_copy, place, untrained_registry, saving)
+        where = (str(dataset_copy), str(place), "--registry", str(untrained_registry), "--deep", "420")
         right = attnlstm("verify", *where)
         # Still probabilities with the same winner, and weights that sum to 1: only scoring again can tell.
         _rewrite(place / "predictions" / PART, lambda table: _nudged(table, [7]))

@@ -25,7 +25,6 @@ from prefect.events import Event
 from flows.cli import serve
 from flows.cli.server import CommandServer
 from storage.errors import StorageError
-from storage.registry.checkpoints import Registry
 
 COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "serve"]
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -43,16 +42,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def registry(untrained: dict[str, Path], tmp_path: Path) -> Path:
-    """A registry with a champion that was never trained."""
-    registry = Registry.open(str(tmp_path / "registry"))
-    files = {file.name: file.read_bytes() for file in untrained["additive"].iterdir()}
-    registry.promote(registry.publish(files, {"test": {"accuracy": 0.0}}, "").version, "for the test")
-    return tmp_path / "registry"
-
-
-@pytest.fixture
-def serving(dataset_copy: Path, registry: Path, free_port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(
+    dataset_copy: Path, untrained_registry: Path, free_port: int, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
     """The command at work in tmp_path, on relative paths, in a process group of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {

@@ -67,41 +67,28 @@ def test_run_that_is_stopped_waits_no_longer(gpu: str, holder: subprocess.Popen[
         pass
 
 
-def test_threads_of_a_process_share_their_turn(gpu: str) -> None:
-    together = threading.Barrier(3, timeout=10)
-    said: list[str] = []
-
-    def use() -> None:
-        for _ in range(5):
-            with gpu_slot(gpu, on_wait=said.append, check=lambda: None):
-                together.wait()
-
-    threads = [threading.Thread(target=use) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for _ in range(5):
-        together.wait()
-    for thread in threads:
-        thread.join()
-    assert said == []
-
-
-def test_threads_that_come_and_go_do_not_take_each_other_for_another_run(gpu: str) -> None:
-    together = threading.Barrier(8, timeout=10)
+@pytest.mark.parametrize(("num_threads", "at_once"), [(2, True), (8, False)], ids=["together", "coming and going"])
+def test_threads_of_a_process_share_their_turn_and_take_nobody_for_another_run(
+    gpu: str, num_threads: int, at_once: bool
+) -> None:
+    together = threading.Barrier(num_threads, timeout=10)
     said: list[str] = []
 
     def use() -> None:
         for _ in range(20):
-            together.wait()
+            if not at_once:
+                together.wait()
             with gpu_slot(gpu, on_wait=said.append, check=lambda: None):
-                pass
+                if at_once:
+                    together.wait()
 
-    threads = [threading.Thread(target=use) for _ in range(8)]
+    threads = [threading.Thread(target=use) for _ in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert said == []
+    assert not together.broken
 
 
 def test_other_gpus_are_free(gpu: str, holder: subprocess.Popen[str]) -> None:
