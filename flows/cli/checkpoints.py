@@ -40,10 +40,8 @@ def list_checkpoints(*, registry: str = "registry", as_json: AsJson = False) -> 
     alias = opened.alias()
     rows = [_row(opened, version, alias is not None and alias.version == version) for version in opened.versions()]
     to = printer(as_json)
-    if rows:
-        show_list(to, rows)
-    else:
-        to.record([])
+    show_list(to, rows)
+    if not rows:
         to.say(f"No checkpoints in {opened.root}. Train one with `attnlstm retrain SOURCE --registry {registry}`.")
     if alias:
         to.say(f"champion since {alias.since}: {alias.why}")
@@ -183,14 +181,15 @@ def _row(registry: Registry, version: str, is_champion: bool) -> dict[str, Any]:
 
 
 def show_list(to: Printer, rows: Sequence[dict[str, Any]]) -> None:
-    """A row for each checkpoint of a registry."""
+    """A row for each checkpoint of a registry; no table of none."""
     to.record(rows)
     shown = []
     for row in rows:
         measures = (f"{row[name]:.4f}" if row[name] is not None else "" for name in ("accuracy", "macro_f1"))
         state = "champion" if row["champion"] else row["damage"] or row["judged"] or ""
         shown.append((row["version"], state, *measures, row["source"] or ""))
-    to.table(("version", "", "accuracy", "macro-F1", "trained on"), shown)
+    if shown:
+        to.table(("version", "", "accuracy", "macro-F1", "trained on"), shown)
 
 
 def show_card(to: Printer, card: dict[str, Any], champion: str | None) -> None:

@@ -1,7 +1,8 @@
 """Keeping credentials out of what Prefect stores: parameters of a run are on its page for everybody to read.
 
-What a parameter that names a place may be, and what happens to a run that was given more than that. Object stores take
-their credentials from the environment, which a work pool's job template can fill from Prefect's secret blocks.
+Owns the type of parameters that name a place, and what happens to a run that was given credentials in one. Object
+stores take their credentials from the environment, which a work pool's job template can fill from Prefect's secret
+blocks; nothing here knows them.
 """
 
 from collections.abc import Mapping

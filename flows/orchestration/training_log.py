@@ -38,14 +38,9 @@ class TrainingLog:
     def epoch(self, report: "EpochReport") -> None:
         """Tell of an epoch that has ended."""
         self._logger.info(
-            "epoch %d of %d: train loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f tokens a second%s",
-            report.epoch,
-            report.num_epochs,
-            report.train_loss,
-            report.validation_loss,
-            report.validation_accuracy,
-            report.tokens_per_second,
-            ", best so far" if report.improved else "",
+            f"epoch {report.epoch} of {report.num_epochs}: train loss {report.train_loss:.4f}, "
+            f"validation loss {report.validation_loss:.4f}, validation accuracy {report.validation_accuracy:.4f}, "
+            f"{report.tokens_per_second:.0f} tokens a second{', best so far' if report.improved else ''}"
         )
         # The first report of a training that goes on is not of its first epoch.
         num_new = report.epoch - (self._epochs[-1].epoch if self._epochs else 0)
