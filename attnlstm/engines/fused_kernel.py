@@ -14,7 +14,6 @@ Shape letters: H hidden size (padded), S slots, L layers, V vocabulary, T tokens
 # mypy: ignore-errors
 # Numba gives these functions their types when it compiles them; mypy can't follow.
 
-import contextlib
 import functools
 import math
 import zlib
@@ -26,6 +25,7 @@ from numba import njit
 from numba.core import registry, types
 
 from attnlstm.engines import vectors
+from attnlstm.engines.numba_cache import compiled
 from attnlstm.engines.vectors import add_up, clamp, fma, load, load_runs, load_spread, store_runs, to_double
 
 # tanh(x) = x P(x^2) / Q(x^2), a minimax fit on |x| <= LIMIT. Computed in float32 it is within 3.3e-7, and the
@@ -260,7 +260,7 @@ def compile_pool_rows(S: int, H: int) -> Callable[..., None]:
             weights = attention_weights[offsets[rows[n]] : offsets[rows[n] + 1]]
             pool(above, begins[n], score_weights, weights, contexts[n], D)
 
-    return _compiled(pool_rows, POOL_SIGNATURE)
+    return compiled(pool_rows, POOL_SIGNATURE)
 
 
 @functools.cache
@@ -292,17 +292,7 @@ def compile_classify() -> Callable[..., None]:
             for j in range(len(logits)):
                 probabilities[n, j] = logits[j] / total
 
-    return _compiled(classify, CLASSIFY_SIGNATURE)
-
-
-def _compiled(function, signature):
-    """The function compiled for one signature, without the GIL, by way of Numba's cache on disk."""
-    dispatcher = njit(nogil=True)(function)
-    with contextlib.suppress(RuntimeError):  # Numba found no folder that it may write to
-        dispatcher.enable_caching()
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()  # arrays that may be written to are no reason for another version
-    return dispatcher
+    return compiled(classify, CLASSIFY_SIGNATURE)
 
 
 def lanes_in_registers() -> int:

@@ -6,6 +6,7 @@ its exit code and, for an error, the one message.
 """
 
 import importlib.metadata
+import io
 import logging
 import os
 import sys
@@ -73,7 +74,22 @@ def _launch(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    _speak_utf8()
     sys.exit(_run(sys.argv[1:]))
+
+
+def _speak_utf8() -> None:
+    """Have names of files be UTF-8 whatever the locale says, and never fail for want of a character to print.
+
+    Under LC_ALL=C Python takes names for ASCII, and Arrow takes them for UTF-8: what the one finds the other does not.
+    Python's UTF-8 mode (PEP 540) is decided when the process starts, so the process is replaced by one that has it.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(words: Sequence[str]) -> int:
@@ -148,6 +164,7 @@ def _prepare_process(verbose: bool) -> None:
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    _keep_loopback_from_proxies()
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "110")  # rich takes 80 for a pipe, and folds paths
     if not verbose:
@@ -156,3 +173,13 @@ def _prepare_process(verbose: bool) -> None:
             logging.getLogger(name).propagate = False
         # "Still processing items" where the last events leave after the run has ended.
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+
+
+def _keep_loopback_from_proxies() -> None:
+    """A proxy of the environment is for other machines: it would look for the command's server on its own loopback."""
+    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if kept != "*":
+        hosts = [host for host in kept.split(",") if host]
+        # Both spellings are read, the lower one first.
+        both = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost", "::1"]))
+        os.environ.update(no_proxy=both, NO_PROXY=both)

@@ -5,6 +5,7 @@ scripts. Which of them are printed depends on the printer. Knows nothing about w
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -91,7 +92,9 @@ class Json(Printer):
     """Prints for scripts: records, and nothing else."""
 
     def record(self, record: Any) -> None:
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        # Where characters can't be printed as they are, they are escaped as JSON has it.
+        is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(json.dumps(record, indent=2, ensure_ascii=not is_unicode))
 
     def complain(self, text: str) -> None:
         Terminal().complain(text)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -94,6 +95,7 @@ def begin_prefect(page_port: int | None = None) -> None:
     page_port: as in `CommandServer`.
     """
     global _server
+    _find_home()
     import prefect.context
     from prefect.settings import get_current_settings
 
@@ -101,6 +103,31 @@ def begin_prefect(page_port: int | None = None) -> None:
         _server = CommandServer(page_port)
         os.environ["PREFECT_API_URL"] = _server.api_url
         prefect.context.refresh_global_settings_context()
+
+
+def _find_home() -> None:
+    """Have Prefect keep its records in a temporary folder, and say so, where it can't in its own.
+
+    Its own is ~/.prefect, unless PREFECT_HOME names another. A container's user may have neither a home nor an entry
+    in the list of users.
+    """
+    own = os.environ.get("PREFECT_HOME") or os.path.join(os.path.expanduser("~"), ".prefect")
+    try:
+        if own.startswith("~"):
+            raise FileNotFoundError(errno.ENOENT, "this user has no home folder", "~")
+        os.makedirs(own, exist_ok=True)
+        tempfile.TemporaryFile(dir=own).close()
+    except OSError as error:
+        folder = _of_this_process.enter_context(tempfile.TemporaryDirectory(prefix="attnlstm-prefect-"))
+        atexit.register(_of_this_process.close)
+        print(
+            f"Prefect can't keep its records in {own} ({error.strerror}). They are in a temporary folder, until this "
+            "command ends. Name a folder that can be written to with PREFECT_HOME.",
+            file=sys.stderr,
+        )
+        os.environ["PREFECT_HOME"] = folder
+        if os.path.expanduser("~") == "~":
+            os.environ["HOME"] = folder  # Prefect and the libraries it is made of ask for it too
 
 
 def start_prefect(page_port: int | None = None) -> None:
