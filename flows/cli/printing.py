@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 AsJson = Annotated[bool, Parameter(name="--json")]
 
@@ -70,7 +70,8 @@ class Terminal(Printer):
             self._console.print(f"[bold]{escape(name.ljust(width))}[/bold]  {escape(text)}")
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, rest: str = "") -> None:
-        table = Table(*map(escape, headings), box=None)
+        # Where a line is too short for a path, the path goes on below instead of being cut.
+        table = Table(*(Column(escape(heading), overflow="fold") for heading in headings), box=None)
         for row in rows[:MOST_LISTED] if rest else rows:
             table.add_row(*map(escape, row))
         self._console.print(table)

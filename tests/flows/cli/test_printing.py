@@ -73,6 +73,14 @@ def test_tables_are_cut_only_where_json_has_the_rest() -> None:
     ]
 
 
+def test_tables_do_not_cut_what_is_longer_than_a_line() -> None:
+    path = "/" + "/".join(["folder"] * 30)
+
+    lines = printed(lambda to: to.table(("shard", "rows"), [(path, "")]))
+
+    assert "".join("".join(lines[1:]).split()) == path
+
+
 @pytest.mark.parametrize(
     ("told", "text"),
     [
