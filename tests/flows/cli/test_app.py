@@ -96,6 +96,8 @@ def test_classify_with_a_broken_file_ends_failed_and_names_it(classify: Run, dat
         ("plan {data} --keep score", ("score, which the predictions have as a column of their own", "Rename")),
         ("plan {data} --checkpoint nonesuch", ("There is no checkpoint 'nonesuch'",)),
         ("plan {data} --checkpoint champion", ("has no champion", "attnlstm retrain SOURCE --registry ")),
+        ("verify {data}", ("output is no output of attnlstm: it has no _dataset.json. Check the path.",)),
+        ("prune {data}", ("output is no output of attnlstm: it has no _dataset.json. Check the path.",)),
         ("classify {folder}/letter.parquet", ("letter.parquet: not a whole Parquet file", "another format, or cut")),
         ("classify {data} --tokens-column bytes", ("column 'bytes'", "is missing; the file has: id (string), tokens")),
         ("classify {data} --tokens-column number", ("column 'number' has type int64", "or a list of integers")),
@@ -114,7 +116,9 @@ def test_request_that_does_not_fit_is_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "letter.parquet").write_text("This is a letter, not a table.\n")
     command, source, *others = words.format(folder=tmp_path, data=dataset).split()
-    checkpoint = () if "--checkpoint" in words else ("--checkpoint", str(untrained["additive"]))
+    checkpoint = (
+        () if command == "prune" or others[:1] == ["--checkpoint"] else ("--checkpoint", str(untrained["additive"]))
+    )
 
     ended = attnlstm(command, source, "output", *checkpoint, *others)
 

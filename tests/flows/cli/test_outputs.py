@@ -289,14 +289,3 @@ class TestPrune:
         assert (by_glob.code, of_another.code) == (DONE, FAILED)
         assert "source:" in of_another.err
         assert (output / "predictions" / PART).exists()
-
-
-@pytest.mark.parametrize("command", ["verify", "prune"])
-def test_a_folder_that_is_no_output_is_refused(attnlstm: Run, dataset: Path, tmp_path: Path, command: str) -> None:
-    ended = attnlstm(command, str(dataset), str(tmp_path / "nowhere"))
-
-    assert ended.code == FAILED
-    assert ended.err == (
-        f"Error: {tmp_path / 'nowhere'} is no output of attnlstm: it has no _dataset.json. Check the path.\n"
-    )
-    assert not (tmp_path / "nowhere").exists()
