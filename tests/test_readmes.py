@@ -4,7 +4,8 @@ What a block is follows from its language: `sh` is commands, `console` is comman
 `python` and `sql` (of DuckDB) are run, and `text`, `yaml` and `ini` are only looked at. HTML comments, which readers do
 not see, say what else a test has to know; each is about the block that follows it:
 
-    <!-- test: COMMAND -->                    run this first; it makes what a reader has and a test has not
+    <!-- test has: NAME NAME ... -->          of what a reader has: `labelled`, a small sample, and its `registry`
+    <!-- test: COMMAND -->                    run this first; it makes what else a reader has
     <!-- test adds to "PREFIX": OPTIONS -->   from here on commands that begin like this get these options, to be quick
     <!-- numbers vary -->                     in the output any number, byte size or version stands for any other
     <!-- output -->                           the block, `text`, is what the block before it prints
@@ -19,6 +20,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,7 +71,7 @@ class Block:
 
 def blocks_of(readme: Path) -> list[Block]:
     pieces = re.compile(
-        r"^<!-- (?P<kind>test adds to|test|numbers vary|output|exit code|not run)(?P<argument>.*?) -->$"
+        r"^<!-- (?P<kind>test adds to|test has|test|numbers vary|output|exit code|not run)(?P<argument>.*?) -->$"
         r"|^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
         flags=re.MULTILINE | re.DOTALL,
     )
@@ -175,13 +177,30 @@ def reader(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Reader({**os.environ, "PATH": os.pathsep.join(folders), "PREFECT_API_URL": prefect_server})
 
 
+@pytest.fixture(scope="module")
+def belongings(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what readers of the packages' pages have already. Read only."""
+    folder = tmp_path_factory.mktemp("belongings")
+    with contextlib.chdir(folder):
+        for command in (
+            "attnlstm sample labelled --rows 1200 --fragment-bytes 64 --days 3",
+            "attnlstm retrain labelled --registry registry --preset reference --epochs 6",
+        ):
+            code, printed = Reader({}).run(command)
+            assert code == 0, printed
+    return folder
+
+
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
-def test_what_a_readme_shows_is_what_comes(readme: Path, reader: Reader) -> None:
+def test_what_a_readme_shows_is_what_comes(readme: Path, reader: Reader, request: pytest.FixtureRequest) -> None:
     printed = ""
     for block in blocks_of(readme):
         where = f"{name_of(readme)}, line {block.line}"
         for kind, argument in block.notes:
-            if kind == "test":
+            if kind == "test has":
+                for name in argument.split():
+                    shutil.copytree(request.getfixturevalue("belongings") / name, name)
+            elif kind == "test":
                 code, output = reader.run(argument)
                 assert code == 0, f"{where}: {argument}\n{output}"
             elif kind == "test adds to":
