@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy.stats import t
 
@@ -29,6 +29,7 @@ WAY_TO_BEST = 0.8
 any training of the set."""
 
 Finding = Literal["a lot", "a little", "not beyond chance", "the other way round"]
+FINDINGS: tuple[Finding, ...] = get_args(Finding)
 
 
 @dataclass(frozen=True)

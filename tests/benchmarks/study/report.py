@@ -12,7 +12,17 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures import A_LOT, CONFIDENCE, FAR_SLOWER, WAY_TO_BEST, Comparison, Finding, PoolingFigures, SetFigures
+from figures import (
+    A_LOT,
+    CONFIDENCE,
+    FAR_SLOWER,
+    FINDINGS,
+    WAY_TO_BEST,
+    Comparison,
+    Finding,
+    PoolingFigures,
+    SetFigures,
+)
 from poolings import Pooling
 from trainings import Outcome
 
@@ -24,25 +34,16 @@ NAMES: dict[Pooling, str] = {
     "multihead_published": "multihead as published",
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes where attention is missing or broken.
-_STYLES: dict[Pooling, tuple[str, str]] = {
-    "last_state": ("#999999", "--"),
-    "mean": ("#56B4E9", "--"),
-    "additive": ("#0072B2", "-"),
-    "multihead": ("#D55E00", "-"),
-    "multihead_published": ("#CC79A7", ":"),
-}
-_LIFT_WORDS: dict[Finding, str] = {
-    "a lot": "a lot",
-    "a little": "a little",
-    "not beyond chance": "nothing beyond chance",
-    "the other way round": "a loss",
-}
-_SLOWDOWN_WORDS: dict[Finding, str] = {
-    "a lot": "far slower",
-    "a little": "slower",
-    "not beyond chance": "not slower beyond chance",
-    "the other way round": "faster",
-}
+_COLOURS = dict(zip(NAMES, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7"), strict=True))
+_DASHES = dict(zip(NAMES, ("--", "--", "-", "-", ":"), strict=True))
+
+# What a finding is called where accuracy is gained, and where epochs are needed.
+_GAIN_WORDS: dict[Finding, str] = dict(
+    zip(FINDINGS, ("a lot", "a little", "nothing beyond chance", "a loss"), strict=True)
+)
+_EPOCH_WORDS: dict[Finding, str] = dict(
+    zip(FINDINGS, ("far slower", "slower", "not slower beyond chance", "faster"), strict=True)
+)
 _PANELS_A_ROW, _PANEL_INCHES = 2, (4.5, 3.2)
 
 
@@ -57,12 +58,12 @@ def verdict(sets: Sequence[SetFigures]) -> dict[str, str]:
     return {
         "Attention lifts the accuracy of an LSTM a lot": (
             f"{_overall(lifts)}. Of {len(lifts)} comparisons of an attention with a pooling without: "
-            f"{_tally(lifts, _LIFT_WORDS)}. A lot is {100 * A_LOT:g} points or more."
+            f"{_tally(lifts, _GAIN_WORDS)}. A lot is {100 * A_LOT:g} points or more."
         ),
         "The multihead twin converges far slower": (
             f"As published, {_overall(published).lower()}; with attention over time, as it was meant, "
             f"{_overall(ours).lower()}. Against additive attention, of {len(sets)} sets: "
-            f"as published {_tally(published, _SLOWDOWN_WORDS)}; over time {_tally(ours, _SLOWDOWN_WORDS)}. "
+            f"as published {_tally(published, _EPOCH_WORDS)}; over time {_tally(ours, _EPOCH_WORDS)}. "
             f"Far slower is {FAR_SLOWER:g} times the epochs to the loss or more, or never to reach it where most "
             f"trainings with additive attention do. Of {sum(each.num_seeds for each in sets)} trainings each, these "
             f"never reached it: {unreached}."
@@ -175,11 +176,11 @@ def _epochs(figures: PoolingFigures) -> str:
 
 def _points(comparison: Comparison) -> str:
     mean, low, high = (100 * value for value in (comparison.mean, comparison.low, comparison.high))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}): {_LIFT_WORDS[comparison.finding]}"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}): {_GAIN_WORDS[comparison.finding]}"
 
 
 def _multiple(comparison: Comparison) -> str:
-    words = _SLOWDOWN_WORDS[comparison.finding]
+    words = _EPOCH_WORDS[comparison.finding]
     return f"{comparison.mean:.2f} ({comparison.low:.2f} to {comparison.high:.2f}): {words}"
 
 
@@ -206,10 +207,10 @@ def draw_curves(sets: Sequence[SetFigures], outcomes: dict[str, list[Outcome]], 
 
 def _draw_panel(panel: Any, of_set: SetFigures, outcomes: list[Outcome]) -> None:
     epochs = np.arange(1, of_set.num_epochs + 1)
-    for pooling, (colour, dashes) in _STYLES.items():
+    for pooling, colour in _COLOURS.items():
         losses = np.array([outcome.validation_loss for outcome in outcomes if outcome.variant == pooling])
         panel.fill_between(epochs, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.12, linewidth=0)
-        panel.plot(epochs, losses.mean(axis=0), dashes, color=colour, label=NAMES[pooling])
+        panel.plot(epochs, losses.mean(axis=0), _DASHES[pooling], color=colour, label=NAMES[pooling])
     panel.axhline(of_set.loss, color="black", linewidth=0.8, alpha=0.5, label="the loss to reach")
     panel.set(title=of_set.name, xlabel="epoch", ylabel="validation loss (nats)")
     panel.xaxis.get_major_locator().set_params(integer=True)

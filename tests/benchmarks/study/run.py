@@ -58,7 +58,7 @@ def _describe(rows: LabelledSet, num_epochs: int) -> str:
     counts = [len(side) for side in rows.sides]
     return (
         f"{sum(counts):,} rows ({', '.join(f'{count:,}' for count in counts)} to train on, validate and test), "
-        f"{len(rows.classes)} classes, {len(rows.train.values) / len(rows.train):.0f} tokens a row, {num_epochs} epochs"
+        f"{len(rows.classes)} classes, {len(rows.sides[0].values) / counts[0]:.0f} tokens a row, {num_epochs} epochs"
     )
 
 

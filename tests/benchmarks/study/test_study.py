@@ -106,12 +106,12 @@ def test_sides_keep_their_shares_and_the_budget_is_all_epochs_on_whole_rows(labe
     whole, some = read_set(str(labelled), None), read_set(str(labelled), 60)
     for all_rows, fewer in zip(whole.sides, some.sides, strict=True):
         assert len(fewer) == round(len(all_rows) * 60 / 131)
-    assert some.train.digest() == read_set(str(labelled), 60).train.digest()
+    assert some.sides[0].digest() == read_set(str(labelled), 60).sides[0].digest()
     settings = budget(whole, 5, 9)
     assert (settings.seed, settings.epochs, settings.patience, settings.crop_tokens) == (5, 9, 9, None)
-    assert budget(whole, 5, None).epochs == usual_epochs(math.ceil(len(whole.train) / 64))
-    counts = [list(whole.train.labels).count(label) for label in range(3)]
-    losses = [-math.log(counts[label] / sum(counts)) for label in whole.validation.labels]
+    assert budget(whole, 5, None).epochs == usual_epochs(math.ceil(len(whole.sides[0]) / 64))
+    counts = [list(whole.sides[0].labels).count(label) for label in range(3)]
+    losses = [-math.log(counts[label] / sum(counts)) for label in whole.sides[1].labels]
     assert whole.shares_loss() == pytest.approx(statistics.fmean(losses))
 
 

@@ -32,39 +32,33 @@ SIZES = preset("reference")
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """classes: names, in the order of the labels. train, validation, test: the sides of the split, none empty."""
+    """classes: names, in the order of the labels. sides: train, validation and test rows, none empty."""
 
     classes: tuple[str, ...]
-    train: Labelled
-    validation: Labelled
-    test: Labelled
-
-    @property
-    def sides(self) -> tuple[Labelled, Labelled, Labelled]:
-        """Train, validation and test."""
-        return self.train, self.validation, self.test
+    sides: tuple[Labelled, Labelled, Labelled]
 
     def shares_loss(self) -> float:
         """The log loss on the validation rows, in nats, of knowing only the classes' shares of the train rows.
 
         A class without train rows counts as if it had one.
         """
-        counts = np.bincount(self.train.labels, minlength=len(self.classes)).clip(min=1)
-        return float(-np.log(counts[self.validation.labels] / counts.sum()).mean())
+        train, validation, _ = self.sides
+        counts = np.bincount(train.labels, minlength=len(self.classes)).clip(min=1)
+        return float(-np.log(counts[validation.labels] / counts.sum()).mean())
 
 
 def read_set(source: str, num_rows: int | None) -> LabelledSet:
     """The labelled rows of a source: about `num_rows`, the same share of each side and always the same rows."""
     found = LabelledSource(source).read()
-    sides = [Labelled(*found.side(side)) for side in (TRAIN, VALIDATION, TEST)]
-    total = sum(map(len, sides))
-    if num_rows is not None and num_rows < total:
-        rng = np.random.default_rng(0)
-        for place, side in enumerate(sides):
-            kept = max(1, round(len(side) * num_rows / total))
-            rows = np.sort(rng.permutation(len(side))[:kept])
-            sides[place] = crop(side, rows, int(side.lengths.max()), rng)
-    return LabelledSet(found.classes, *sides)
+    train, validation, test = (Labelled(*found.side(side)) for side in (TRAIN, VALIDATION, TEST))
+    share = min(1.0, (num_rows or len(found)) / len(found))
+    rng = np.random.default_rng(0)
+
+    def some(side: Labelled) -> Labelled:
+        rows = np.sort(rng.permutation(len(side))[: max(1, round(len(side) * share))])
+        return crop(side, rows, int(side.lengths.max()), rng)
+
+    return LabelledSet(found.classes, (some(train), some(validation), some(test)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ class Outcome:
 
 def budget(rows: LabelledSet, seed: int, epochs: int | None) -> TrainingSettings:
     """Whole rows and all of the epochs. epochs: None for as many as suit the number of rows."""
-    num_epochs = epochs or usual_epochs(math.ceil(len(rows.train) / SIZES.settings().batch_rows))
+    num_epochs = epochs or usual_epochs(math.ceil(len(rows.sides[0]) / SIZES.settings().batch_rows))
     return SIZES.settings(seed=seed, crop_tokens=None, epochs=num_epochs, patience=num_epochs)
 
 
@@ -105,17 +99,17 @@ def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) 
     """
     config = _config(pooling, rows)
     network = make_network(pooling, config, settings.seed)
-    result = train(config, settings, rows.train, rows.validation, network=network)
-    engine = TorchEngine(result.network, settings.device, num_cores())
-    logits = engine.logits(rows.test.values, rows.test.offsets)
-    figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), rows.test.labels, len(rows.classes)))
+    train_rows, validation_rows, test_rows = rows.sides
+    result = train(config, settings, train_rows, validation_rows, network=network)
+    logits = TorchEngine(result.network, settings.device, num_cores()).logits(test_rows.values, test_rows.offsets)
+    figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), test_rows.labels, len(rows.classes)))
     return Outcome(
         variant=pooling,
         seed=settings.seed,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         accuracy=figures["accuracy"],
         macro_f1=figures["macro_f1"],
-        log_loss=log_loss(logits, rows.test.labels),
+        log_loss=log_loss(logits, test_rows.labels),
         best_epoch=result.best_epoch,
         train_loss=tuple(report.train_loss for report in result.epochs),
         validation_loss=tuple(report.validation_loss for report in result.epochs),
