@@ -21,12 +21,14 @@ from trainings import LabelledSet, Outcome, budget, read_set, trained
 
 
 def study(sources: list[str], out: Path, *, seeds: int = 5, epochs: int | None = None, rows: int | None = None) -> None:
-    """Train what is not there yet and write the results. Raises ValueError if two sources have the same name.
+    """Train what is not there yet and write the results. Raises ValueError on two sources of one name, or on one seed.
 
-    seeds: trainings of each pooling on each set, at least 2, since one has no spread. epochs: None for as many as suit
+    seeds: trainings of each pooling on each set. epochs: None for as many as suit
     the rows. rows: most rows of a set, of all sides of the split together; None for all.
     """
     names = [Path(source).name.removesuffix(".parquet") for source in sources]
+    if seeds < 2:
+        raise ValueError(f"seeds must be at least 2, since one training has no spread, not {seeds}")
     if len(set(names)) < len(names):
         raise ValueError(f"the last parts of sources tell sets apart, so they must differ: {', '.join(names)}")
     sets = {name: read_set(source, rows) for name, source in zip(names, sources, strict=True)}
@@ -70,6 +72,4 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, help="passes over the train rows; by default as many as suit the rows")
     parser.add_argument("--rows", type=int, help="most rows of a set; by default all")
     options = parser.parse_args()
-    if options.seeds < 2:
-        parser.error("--seeds must be at least 2: one training has no spread")
     study(options.sources, options.out, seeds=options.seeds, epochs=options.epochs, rows=options.rows)

@@ -40,9 +40,11 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that was not disturbed. Read only."""
+    """The folder of a study that the script made. Read only."""
     out = tmp_path_factory.mktemp("study") / "out"
-    study([str(labelled)], out, **TINY)
+    options = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+    script = Path(__file__).with_name("run.py")
+    subprocess.run([sys.executable, str(script), str(labelled), "--out", str(out), *options], check=True)
     return out
 
 
@@ -55,18 +57,12 @@ def record(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_script_writes_tables_picture_and_every_training(labelled: Path, finished: Path, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("run.py")
-    command = [sys.executable, str(script), str(labelled), "--out", str(tmp_path), "--epochs", "2", "--rows", "90"]
-    refused = subprocess.run([*command, "--seeds", "1"], capture_output=True, text=True, check=False)
-    assert (refused.returncode, "--seeds must be at least 2" in refused.stderr) == (2, True)
-    done = subprocess.run([*command, "--seeds", "2"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "training 10 of 10: letters, multihead_published, seed 1" in done.stdout
-    assert record(tmp_path) == record(finished)
-    for name in ("study.md", "study.svg"):
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
-    assert "- letters: 90 rows (" in (finished / "study.md").read_text()
+def test_the_script_writes_tables_picture_and_every_training(finished: Path) -> None:
+    assert len(list((finished / "trainings" / "letters").iterdir())) == 2 * len(POOLINGS)
+    text = (finished / "study.md").read_text()
+    assert all(sentence in text for sentence in record(finished)["verdict"].values())
+    assert "- letters: 90 rows (" in text
+    assert (finished / "study.svg").read_text().startswith("<?xml")
     for outcome in record(finished)["trainings"]["letters"]:
         assert len(outcome["train_loss"]) == len(outcome["validation_loss"]) == len(outcome["validation_accuracy"]) == 2
         assert 0 < outcome["log_loss"] < 3
@@ -97,9 +93,14 @@ def test_a_study_trains_only_what_is_not_there_or_damaged_or_of_other_settings(
     assert len(names) == 2 * len(POOLINGS)
 
 
-def test_sources_of_one_name_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must differ: set, set"):
-        study([str(tmp_path / "a" / "set"), str(tmp_path / "b" / "set.parquet")], tmp_path / "out")
+@pytest.mark.parametrize(
+    ("names", "seeds", "message"), [(("set", "set.parquet"), 2, "must differ: set, set"), (("set",), 1, "at least 2")]
+)
+def test_what_makes_no_study_is_refused_before_anything_is_read(
+    names: tuple[str, ...], seeds: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        study([str(tmp_path / name) for name in names], tmp_path / "out", seeds=seeds)
 
 
 def test_sides_keep_their_shares_and_the_budget_is_all_epochs_on_whole_rows(labelled: Path) -> None:
