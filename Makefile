@@ -7,15 +7,23 @@ STUDY_SETS := $(wildcard $(DATA)/names $(DATA)/splice $(DATA)/sms_spam)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo bench growth study kills retrainkills outages damage lint clean constraints
+.PHONY: help install test test-slow test-all demo bench growth study kills retrainkills outages damage lint clean constraints
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 install: .venv/installed ## Make .venv and install what a run needs
 
-test: .venv/installed-test ## Run the tests
-	@$(BIN)/python -m pytest
+# A file's tests stay in one process, so that what the file makes once is made once.
+SIDE_BY_SIDE := -n $(or $(PROCESSES),2) --dist loadfile
+
+test: .venv/installed-test ## Run the tests but for the slow ones, side by side (some minutes; PROCESSES=2)
+	@$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
+
+test-slow: .venv/installed-test ## Run the slow tests: real workers, clusters, kills and waits
+	@$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+
+test-all: test test-slow ## Run all tests
 
 demo: .venv/installed ## Sample real files, train on them, classify them (a few minutes on a CPU)
 	@$(BIN)/attnlstm demo demo || { status=$$?; \

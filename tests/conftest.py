@@ -4,35 +4,39 @@ registry whose network takes its time.
 Imports neither torch nor Prefect nor the packages under test until a test asks.
 """
 
-import atexit
 import itertools
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from servers import end_shared_servers, shared_server
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A run of the tests is one process, or (with pytest-xdist) one that hands the tests out and others that run them side
+# by side. They share a folder, where the first to need a server starts it for all. The others inherit the variables.
+_is_owner = "PYTEST_XDIST_WORKER" not in os.environ
+if _is_owner:
+    os.environ["ATTNLSTM_TEST_RUN"] = tempfile.mkdtemp(prefix="attnlstm-tests-")
+    os.environ["ATTNLSTM_TEST_OWNER"] = str(os.getpid())
+RUN, OWNER = Path(os.environ["ATTNLSTM_TEST_RUN"]), int(os.environ["ATTNLSTM_TEST_OWNER"])
 
 # Prefect reads its settings when it is first imported, and test modules import it while they are collected: so
 # this happens here, at import. A developer's own server, profile and database stay out of the tests, and subprocesses
 # inherit all of it.
 for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[_name]
-_prefect_home = tempfile.mkdtemp(prefix="attnlstm-tests-")
-atexit.register(shutil.rmtree, _prefect_home, ignore_errors=True)
 os.environ.update(
-    PREFECT_HOME=_prefect_home,
+    PREFECT_HOME=str(RUN / f"home-{os.getpid()}"),
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",  # the default of 20 is short on a busy machine
     DO_NOT_TRACK="1",
+    COLUMNS="200",  # no path is cut, however long the tests' folders are
     OMP_NUM_THREADS="1",  # torch's threads: sums in one order, and no contest for cores
 )
 
@@ -41,45 +45,45 @@ settings.register_profile("attnlstm", deadline=None, derandomize=True)
 settings.load_profile("attnlstm")
 
 
+def pytest_unconfigure() -> None:
+    """The servers end with the run."""
+    if _is_owner:
+        end_shared_servers(RUN)
+        shutil.rmtree(RUN, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """A Prefect server with an empty database, for this process; the value is its URL, for subprocesses."""
-    from prefect.settings import get_current_settings
-    from prefect.testing.utilities import prefect_test_harness
+    """The Prefect server of the run, which began with an empty database; its URL, for subprocesses."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=180):
-        url = get_current_settings().api.url
-        assert url is not None
-        yield str(url)
+    url = f"http://{shared_server('prefect', RUN, OWNER)}/api"
+    # As Prefect's own harness for tests does it, for a server that others use as well.
+    with temporary_settings({PREFECT_API_URL: url}), _temporary_global_settings_context(get_settings_context()):
+        yield url
+        APILogWorker.drain_all()
+        EventsWorker.drain_all()
+
+
+@pytest.fixture
+def prefect_database(prefect_server: str) -> Path:
+    """The file that the server keeps everything in."""
+    return RUN / "prefect" / "prefect.db"
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The host and port of an S3 server of moto. AWS's variables name its credentials, for subprocesses as well."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # A process of its own: Arrow's calls that keep Python's lock would wait for a server in this one for ever.
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    """The host and port of the S3 server of the run. AWS's variables name its credentials, for subprocesses as well."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 60
-            while server.poll() is None and time.monotonic() < deadline:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            else:
-                pytest.fail("moto's server did not start: .venv/bin/python -m moto.server says why")
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
+        yield shared_server("s3", RUN, OWNER)
 
 
 _buckets = itertools.count()
@@ -90,7 +94,7 @@ def s3(s3_server: str) -> Callable[[str], str]:
     """s3(path): the URI of a path in a bucket of the test's own, which is there and empty."""
     import pyarrow.fs as pafs
 
-    bucket = f"test-{next(_buckets)}"
+    bucket = f"test-{os.getpid()}-{next(_buckets)}"
     query = f"endpoint_override={s3_server}&scheme=http&region=us-east-1"
     pafs.FileSystem.from_uri(f"s3://{bucket}?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
     return lambda path: f"s3://{bucket}/{path}?{query}"

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RUN = Path(__file__).with_name("run.py")
 
 
+@pytest.mark.slow
 def test_quick_run_writes_table_figures_and_picture_of_contenders_that_agree(tmp_path: Path) -> None:
     command = [sys.executable, str(RUN), "--quick", "--rounds", "1", "--threads", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -89,6 +89,7 @@ def undisturbed(folder: Path) -> Files:
     return run.files()
 
 
+@pytest.mark.slow
 def test_output_is_the_undisturbed_one_after_kills_at_random_moments(
     folder: Path, undisturbed: Files, tmp_path: Path
 ) -> None:

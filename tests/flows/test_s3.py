@@ -91,6 +91,7 @@ def test_output_is_that_of_a_local_disk(
     assert manifest.source == str(Location.parse(source))
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_is_finished_by_the_next_one(
     s3: Callable[[str], str],
     registry: str,

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import Flow, State, get_client
-from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
@@ -30,20 +29,23 @@ KEY, SECRET = "AKIAPLANTED7", "wJalrPLANTED7"
 _PATIENCE_S = 60
 
 
-def database_after(*states: State[Any]) -> str:
-    """Everything that the server keeps, once it has the last line of the log of these runs."""
-    path = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
-    deadline = time.monotonic() + _PATIENCE_S
-    ids = [str(state.state_details.flow_run_id) for state in states]
-    while True:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-            ended = {
-                run for (run,) in database.execute("SELECT flow_run_id FROM log WHERE message LIKE 'Finished in%'")
-            }
-            if set(ids) <= ended or time.monotonic() > deadline:
-                assert set(ids) <= ended
-                return "\n".join(database.iterdump())
-        time.sleep(0.2)
+@pytest.fixture
+def database_after(prefect_database: Path) -> Callable[..., str]:
+    """database_after(*states): everything that the server keeps, once it has the last line of the log of these runs."""
+
+    def read(*states: State[Any]) -> str:
+        deadline = time.monotonic() + _PATIENCE_S
+        ids = {str(state.state_details.flow_run_id) for state in states}
+        while True:
+            with sqlite3.connect(f"file:{prefect_database}?mode=ro", uri=True) as database:
+                ended = database.execute("SELECT flow_run_id FROM log WHERE message LIKE 'Finished in%'").fetchall()
+                missing = ids - {run for (run,) in ended}
+                if not missing:
+                    return "\n".join(database.iterdump())
+            assert time.monotonic() < deadline, f"no last line of the log of {missing}"
+            time.sleep(0.2)
+
+    return read
 
 
 def files_below(*places: Location) -> dict[str, bytes]:
@@ -110,7 +112,7 @@ def test_command_refuses_credentials_before_there_is_a_run(attnlstm: Callable[..
     assert not [word for word in (KEY, SECRET) if word in ended.err + ended.out]
 
 
-def test_run_that_was_given_credentials_fails_and_forgets_them(prefect_server: str) -> None:
+def test_run_that_was_given_credentials_fails_and_forgets_them(database_after: Callable[..., str]) -> None:
     uri = f"s3://{KEY}:{SECRET}@bucket/data"
     states: list[State[Any]] = [
         classify(uri, "out", return_state=True),
@@ -136,7 +138,7 @@ def test_run_that_was_given_credentials_fails_and_forgets_them(prefect_server: s
 def test_credentials_in_the_environment_are_in_no_record(
     s3: Callable[[str], str],
     dataset: Path,
-    prefect_server: str,
+    database_after: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -201,7 +203,11 @@ def telling(dataset: Path, tmp_path: Path) -> Path:
 
 
 def test_contents_of_rows_are_in_no_log_artifact_event_or_manifest(
-    telling: Path, rescore: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    telling: Path,
+    rescore: Callable[..., Any],
+    database_after: Callable[..., str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = rescore(tmp_path / "output", telling, keep=["origin"], max_tokens=5, long_rows="error")
 
@@ -224,7 +230,7 @@ def test_contents_of_rows_are_in_no_log_artifact_event_or_manifest(
 
 
 def test_failed_training_tells_nothing_of_the_rows(
-    telling: Path, prefect_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    telling: Path, database_after: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state: State[Any] = retrain(str(telling), registry=str(tmp_path / "registry"), epochs=1, return_state=True)
 
