@@ -21,7 +21,7 @@ test: .venv/installed-test ## Run the tests but for the slow ones, side by side 
 	@$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
 
 test-slow: .venv/installed-test ## Run the slow tests: real workers, clusters, kills and waits
-	@$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow ## Run all tests
 
