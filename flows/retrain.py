@@ -24,7 +24,7 @@ from flows.orchestration.faults import is_transient
 from flows.orchestration.gpu_slot import device_slot
 from flows.orchestration.progress import RunProgress, showing
 from flows.orchestration.training_log import TrainingLog
-from storage.input.date_range import WINDOW_PATTERN, DateRange
+from storage.input.partitions import WINDOW_PATTERN, DateRange
 from storage.labelled.source import LabelledSource
 from storage.locations import as_uri, without_credentials
 from storage.registry.aliases import AliasMovedError, RegistryBusyError

@@ -18,7 +18,7 @@ import pyarrow.types as pt
 from storage.errors import FileError, SourceError
 from storage.footers import read_footer
 from storage.input.columns import Columns, require_column
-from storage.input.date_range import DateRange
+from storage.input.partitions import DateRange
 from storage.input.reading import read_shard
 from storage.input.shards import Shard, ShardLimits, plan_shards
 from storage.input.sources import Source, SourceFile, find_source, partition_values

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import SourceError
-from storage.input.date_range import DateRange
+from storage.input.partitions import DateRange
 from storage.labelled.reading import LabelledRows, read_labelled
 from storage.labelled.rows import SIDES
 from storage.labelled.split import SPLIT_NAMES

@@ -15,7 +15,7 @@ import pytest
 
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.errors import SourceError
-from storage.input.date_range import DateRange
+from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 from storage.registry.snapshots import read_snapshot, snapshot_location, write_snapshot

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import SourceError
-from storage.input.date_range import DateRange
+from storage.input.partitions import DateRange
 from storage.input.tokens import TokenRules
 from storage.labelled.reading import LabelledRows, read_labelled
 from storage.labelled.split import TEST, TRAIN, VALIDATION, assign_splits
