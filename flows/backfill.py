@@ -21,7 +21,6 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from flows.classify import classify, recorded_parameters
-from flows.cli.planning import judge
 from flows.orchestration.credentials import Place, refuse_stored_credentials
 from flows.orchestration.description import described
 from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress, showing
@@ -30,10 +29,9 @@ from flows.orchestration.scheduled import at_scheduled_start
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
 from storage.locations import Location, without_credentials
-from storage.output.examined import examine
 from storage.output.layout import Output, OutputSettings
 from storage.output.manifests import read_manifest
-from storage.output.pending import Mode
+from storage.output.plan import Mode, plan_output
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 _NO_INPUT, _NOT_STARTED, _PLANNED = "No input", "Not started", "Planned"
@@ -228,12 +226,12 @@ def _shown(run: PartitionRun) -> dict[str, Any]:
 def _plan(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:
     """What a run would do, from footers alone."""
     try:
-        judged = judge(examine(partition.place, output), stored, mode)
+        planned = plan_output(partition.place, output)
+        reasons = planned.reasons(stored.id)
     except StorageError as error:
         return PartitionRun(partition.name, "Failed", message=str(error))
-    rows = sum(each.shard.num_rows for each in judged.pending)
-    reasons = Counter(judged.reasons.values())
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    rows = sum(each.shard.num_rows for each in planned.selected(reasons, mode))
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(Counter(reasons.values()).items()))
     return PartitionRun(partition.name, _PLANNED, rows=rows, message=f"shards: {counts}")
 
 

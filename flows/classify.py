@@ -29,14 +29,13 @@ from flows.orchestration.scheduled import at_scheduled_start
 from flows.orchestration.task_runs import score_shards
 from storage.errors import SourceError
 from storage.input.columns import Columns
-from storage.input.shards import ShardLimits, ShardPlan, plan_shards
-from storage.input.sources import Source, find_source
+from storage.input.shards import ShardLimits
 from storage.locations import Location, without_credentials
 from storage.locks import only_run
 from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.manifests import FailureRecord, RunManifest, write_manifest
 from storage.output.orphans import clear_superseded
-from storage.output.pending import Mode, Pending, find_pending
+from storage.output.plan import Mode, OutputPlan, Pending, plan_output
 from storage.registry.checkpoints import Registry
 
 # Small shards share a task run until it has this much to do: about a second of work on one core. With many of
@@ -121,11 +120,11 @@ def classify(
         chunk_bytes=chunk_bytes,
     )
     stored = Registry.open(registry).load(checkpoint)
-    found = find_source(source)
     place = Output(Location.parse(output), settings)
-    place.check(str(found.root))
-    plan = _plan(found, settings)
-    pending = find_pending(place, plan.shards, stored.id, mode)
+    plan = plan_output(source, place)
+    _refuse_unreadable(plan)
+    found = plan.source
+    pending = plan.pending(stored.id, mode)
     logger.info("%s: %d of %d shards to score with %s", found.root, len(pending), len(plan.shards), stored.version)
     num_workers = workers or os.cpu_count() or 1
     job = ScoringJob.of(
@@ -147,13 +146,13 @@ def classify(
             check_checkpoint(stored)
         with only_run(place.root, str(flow_run.name), scope=found.scope) as hold:
             place.prepare(str(found.root))
-            clear_superseded(place, plan, found.scope)
+            clear_superseded(plan)
             # Within the hold, which then outlives the last task.
             with open_crew(runner, address, workers, device) as crew:
                 held = replace(job, output=replace(place, hold=hold), threads=crew.threads)
                 _score(held, pending, crew, outcome)
             if not crew.in_process:
-                clear_superseded(place, plan, found.scope)  # what processes left that died, while the run went on
+                clear_superseded(plan)  # what processes left that died, while the run went on
     manifest = RunManifest(
         run_id=str(flow_run.id),
         run_name=str(flow_run.name),
@@ -190,13 +189,12 @@ def recorded_parameters(output: str) -> dict[str, Any]:
     return {name: value for name, value in recorded.items() if name in classify.parameters.properties}
 
 
-def _plan(found: Source, settings: OutputSettings) -> ShardPlan:
-    plan = plan_shards(found, settings.columns, settings.limits)
+def _refuse_unreadable(plan: OutputPlan) -> None:
+    """Raises SourceError if no file of the input can be read."""
     if not plan.shards:
         first, others = plan.unreadable[0], len(plan.unreadable) - 1
         more = f" None of the {others} other files can be read either." if others else ""
-        raise SourceError(f"{found.root / first.file}: {first.reason}.{more}")
-    return plan
+        raise SourceError(f"{plan.source.root / first.file}: {first.reason}.{more}")
 
 
 @dataclass
@@ -214,7 +212,7 @@ class _Outcome:
         return accuracy_and_macro_f1(sum(tables[1:], start=tables[0])) if tables else None
 
 
-def _score(job: ScoringJob, pending: list[Pending], crew: Crew, outcome: _Outcome) -> None:
+def _score(job: ScoringJob, pending: tuple[Pending, ...], crew: Crew, outcome: _Outcome) -> None:
     """Score the pending shards in task runs, side by side."""
     started = time.perf_counter()
     outcome.workers = crew.at_once
@@ -253,7 +251,7 @@ def _score(job: ScoringJob, pending: list[Pending], crew: Crew, outcome: _Outcom
     outcome.seconds = time.perf_counter() - started
 
 
-def _bundles(pending: list[Pending]) -> Iterator[list[Pending]]:
+def _bundles(pending: tuple[Pending, ...]) -> Iterator[list[Pending]]:
     """Neighbouring shards, so many together that a task run is worth what it costs."""
     enough = max(_TASK_TOKEN_BYTES, sum(each.shard.token_bytes for each in pending) // _MAX_TASK_RUNS)
     bundle: list[Pending] = []

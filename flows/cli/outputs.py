@@ -5,29 +5,28 @@ about Prefect, so that these commands are quick.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from flows.cli import DONE, FAILED
-from flows.cli.planning import ExpectedTime, Judged, expected_time, judge
 from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
-from flows.operations.rescore import Checkpoints, Rescored, read_stamps, score_again
+from flows.operations.rescore import Checkpoints, Rescored, score_again
 from flows.orchestration.facts import counted
 from storage.locations import Location
 from storage.locks import only_run
-from storage.output.examined import Examined, examine, existing_output
 from storage.output.findings import Problem
 from storage.output.layout import Output, OutputSettings
-from storage.output.orphans import Orphan, find_leftovers, find_orphans, remove
-from storage.output.pending import Mode
+from storage.output.manifests import ExpectedTime, expected_time
+from storage.output.orphans import Removable, find_leftovers, find_orphans, remove
+from storage.output.plan import UP_TO_DATE, Mode, OutputPlan, existing_output, plan_output
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import Registry
 
 # In the order in which they are read.
-_REASONS = ("missing", "input changed", "stale", "up to date")
+_REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
 
 
 def plan(
@@ -85,10 +84,10 @@ def plan(
     asked = {name: value for name, value in given.items() if value is not None}
     settings = OutputSettings.from_record(recorded | asked)
     stored = Registry.open(registry).load(checkpoint)
-    examined = examine(source, Output(place, settings))
-    judged = judge(examined, stored, mode)
-    expected = expected_time(place, sum(each.shard.num_rows for each in judged.pending))
-    show_plan(printer(as_json), examined, judged, expected, checkpoint=stored.version, mode=mode)
+    planned = plan_output(source, Output(place, settings))
+    reasons = planned.reasons(stored.id)
+    expected = expected_time(place, sum(each.shard.num_rows for each in planned.selected(reasons, mode)))
+    show_plan(printer(as_json), planned, reasons, find_orphans(planned), expected, checkpoint=stored.version, mode=mode)
     return DONE
 
 
@@ -114,25 +113,18 @@ def verify(
         deep: Rows to score again and compare, the same ones each time. Needs the checkpoints.
         as_json: Print JSON, for scripts.
     """
-    examined = examine(source, existing_output(output))
+    planned = plan_output(source, existing_output(output))
     checkpoints = Checkpoints(Registry.open(registry), checkpoint)
-    stamps = read_stamps(examined)
+    stamps = planned.stamps()
     if deep:
         for stamp in stamps.values():
             checkpoints.require(stamp)  # said now, rather than after an hour of reading
     vocabularies = checkpoints.vocabularies(stamps.values())
-    with progress("rows", examined.plan.num_rows) as bar:
-        report = verify_output(
-            examined.output,
-            examined.source,
-            examined.plan,
-            is_pattern=examined.is_pattern,
-            vocabularies=vocabularies,
-            on_rows=lambda count: bar(advance=count),
-        )
+    with progress("rows", planned.num_rows) as bar:
+        report = verify_output(planned, vocabularies=vocabularies, on_rows=lambda count: bar(advance=count))
     rescored = None
     if deep and not report.problems:
-        rescored = score_again(examined, stamps, checkpoints, deep)
+        rescored = score_again(planned, stamps, checkpoints, deep)
     problems = [*report.problems, *(rescored.problems if rescored else ())]
     show_verified(printer(as_json), report, rescored, problems)
     return FAILED if problems else DONE
@@ -153,9 +145,7 @@ def prune(source: str, output: str, *, dry_run: bool = False, as_json: AsJson = 
     existing = existing_output(output)
     # Held for a dry run too: the files that a run is just writing look like leftovers.
     with only_run(existing.root, "prune"):
-        examined = examine(source, existing)
-        orphans = find_orphans(existing, examined.source, examined.plan, is_pattern=examined.is_pattern)
-        found = [*orphans, *find_leftovers(existing)]
+        found = [*find_orphans(plan_output(source, existing)), *find_leftovers(existing)]
         if not dry_run:
             remove(existing, found)
     show_removed(printer(as_json), found, str(existing.root), dry_run=dry_run)
@@ -163,15 +153,23 @@ def prune(source: str, output: str, *, dry_run: bool = False, as_json: AsJson = 
 
 
 def show_plan(
-    to: Printer, examined: Examined, judged: Judged, expected: ExpectedTime | None, *, checkpoint: str, mode: Mode
+    to: Printer,
+    planned: OutputPlan,
+    why: Mapping[str, str],
+    orphans: Sequence[Removable],
+    expected: ExpectedTime | None,
+    *,
+    checkpoint: str,
+    mode: Mode,
 ) -> None:
-    """What would be scored and why, how large it is, and how long it may take."""
-    source, output, unreadable = examined.source, str(examined.output.root), examined.plan.unreadable
-    shards = [each.shard for each in judged.pending]
+    """What would be scored and why, how large it is, and how long it may take. why: the reason of each shard."""
+    source, output, unreadable = planned.source, str(planned.output.root), planned.unreadable
+    pending = planned.selected(why, mode)
+    shards = [each.shard for each in pending]
     num_rows, token_bytes = sum(shard.num_rows for shard in shards), sum(shard.token_bytes for shard in shards)
     files = {shard.file for shard in shards}
     num_bytes = sum(file.num_bytes for file in source.files if file.relative in files)
-    reasons = Counter(judged.reasons.values())
+    reasons = Counter(why.values())
     place = str(source.root / source.scope)
     to.record(
         {
@@ -179,7 +177,7 @@ def show_plan(
             "output": output,
             "checkpoint": checkpoint,
             "mode": mode,
-            "shards": {reason: reasons[reason] for reason in _REASONS} | {"orphaned": len(judged.orphans)},
+            "shards": {reason: reasons[reason] for reason in _REASONS} | {"orphaned": len(orphans)},
             "to_score": {
                 "shards": len(shards),
                 "rows": num_rows,
@@ -195,9 +193,9 @@ def show_plan(
                     "rows": each.shard.num_rows,
                     "token_bytes": each.shard.token_bytes,
                 }
-                for each in judged.pending
+                for each in pending
             ],
-            "orphans": [asdict(orphan) for orphan in judged.orphans],
+            "orphans": [asdict(orphan) for orphan in orphans],
             "unreadable": [asdict(file) for file in unreadable],
         }
     )
@@ -211,8 +209,8 @@ def show_plan(
     }
     if reasons["stale"] and mode == "missing":
         facts["to score"] += "; not what is stale, which --mode stale adds"
-    if judged.orphans:
-        facts["orphaned"] = f"{counted(len(judged.orphans), 'file')}, which attnlstm prune shows and removes"
+    if orphans:
+        facts["orphaned"] = f"{counted(len(orphans), 'file')}, which attnlstm prune shows and removes"
     if shards:
         facts["expected"] = "unknown: no run has scored anything here yet"
         if expected:
@@ -222,7 +220,7 @@ def show_plan(
     if shards:
         rows = [
             (each.shard.name, each.reason, f"{each.shard.num_rows:,}", byte_size(each.shard.token_bytes))
-            for each in judged.pending
+            for each in pending
         ]
         to.table(("shard", "why", "rows", "uncompressed"), rows, rest="shards")
     to.lines([("unreadable", f"{file.file}: {file.reason}") for file in unreadable], rest="unreadable files")
@@ -242,13 +240,13 @@ def show_verified(
         to.say(f"{counted(rescored.num_rows, 'row')} scored again, {rescored.difference:.1g} apart at most.")
 
 
-def show_removed(to: Printer, found: Sequence[Orphan], output: str, *, dry_run: bool) -> None:
+def show_removed(to: Printer, found: Sequence[Removable], output: str, *, dry_run: bool) -> None:
     """What was removed from an output, or would be, and what was left."""
-    removed = [each for each in found if each.removable]
-    left = [asdict(each) for each in found if not each.removable]
+    removed = [each for each in found if not each.is_kept]
+    left = [asdict(each) for each in found if each.is_kept]
     to.record({"output": output, "dry_run": dry_run, "removed": [asdict(each) for each in removed], "left": left})
     verb = "would remove" if dry_run else "removed"
     for each in found:
-        to.say(f"{verb if each.removable else 'left'}  {each.path} ({each.why})")
+        to.say(f"{'left' if each.is_kept else verb}  {each.path} ({each.why})")
     size = byte_size(sum(each.num_bytes for each in removed))
     to.say(f"{verb.capitalize()} {counted(len(removed), 'file')} of {size}." if found else "Nothing to remove.")

@@ -13,14 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.operations.score import ScoredShard, ScoringJob, score_bundle
-from storage.input.columns import Columns
-from storage.input.shards import ShardLimits, plan_shards
-from storage.input.sources import find_source
 from storage.labelled.rows import LabelledRows
 from storage.labelled.split import TEST
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
-from storage.output.pending import find_pending
+from storage.output.plan import plan_output
 from storage.registry.checkpoints import StoredCheckpoint
 
 TOLERANCE = 1e-4
@@ -62,11 +59,9 @@ def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]],
     as_bytes = all(each.dtype == np.uint8 for each in tokens)
     column = pa.array([each.tobytes() for each in tokens], pa.binary()) if as_bytes else pa.array(tokens)
     pq.write_table(pa.table({"tokens": column}), path)
-    source = find_source(str(path))
-    output = Output(Location.parse(folder / "output"), OutputSettings(columns=Columns()))
-    job = ScoringJob.of(stored, source.root, output)
-    shards = plan_shards(source, Columns(), ShardLimits()).shards
-    for result in score_bundle(job, find_pending(output, shards, stored.id, "missing")):
+    output = Output(Location.parse(folder / "output"), OutputSettings())
+    plan = plan_output(str(path), output)
+    for result in score_bundle(ScoringJob.of(stored, plan.source.root, output), plan.pending(stored.id, "missing")):
         if not isinstance(result, ScoredShard):
             return f"classify fails: {result.reason}"
-    return pq.read_table(output.predictions(shards[0].name).path, partitioning=None)
+    return pq.read_table(output.predictions(plan.shards[0].name).path, partitioning=None)

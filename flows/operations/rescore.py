@@ -4,7 +4,6 @@ Owns which rows those are, and how far apart is wrong. Knows nothing about print
 """
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import RegistryError
-from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRules, decode_tokens
-from storage.output.examined import Examined
 from storage.output.findings import Problem
-from storage.output.layout import Stamp, read_stamp
+from storage.output.layout import Stamp
+from storage.output.plan import OutputPlan
 from storage.output.side_by_side import read_side_by_side
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
@@ -84,14 +82,6 @@ class Checkpoints:
         return open_engine(from_files(stored.files, where=str(stored.location)))
 
 
-def read_stamps(examined: Examined) -> dict[str, Stamp]:
-    """The stamps of the predictions files that are there, by shard."""
-    names = [shard.name for shard in examined.plan.shards]
-    with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        stamps = pool.map(lambda name: read_stamp(examined.output.predictions(name)), names)
-        return {name: stamp for name, stamp in zip(names, stamps, strict=True) if stamp}
-
-
 @dataclass(frozen=True)
 class Rescored:
     """num_rows: rows that were scored again. difference: the greatest, of a probability or a weight."""
@@ -101,24 +91,24 @@ class Rescored:
     problems: tuple[Problem, ...]
 
 
-def score_again(examined: Examined, stamps: dict[str, Stamp], checkpoints: Checkpoints, num_rows: int) -> Rescored:
+def score_again(planned: OutputPlan, stamps: dict[str, Stamp], checkpoints: Checkpoints, num_rows: int) -> Rescored:
     """Compare up to `num_rows` rows, the same ones each time, with what their checkpoints give now.
 
     For an output that passed `verify_output`. stamps: of every shard. Raises RegistryError if a checkpoint is missing.
     """
-    total = examined.plan.num_rows
+    total = planned.num_rows
     sample = np.random.default_rng(_SEED).choice(total, min(num_rows, total), replace=False)
     engines: dict[str, Engine] = {}
     problems: list[Problem] = []
     scored, greatest, first = 0, 0.0, 0
-    for shard in examined.plan.shards:
+    for shard in planned.shards:
         chosen = np.sort(sample[(sample >= first) & (sample < first + shard.num_rows)]) - first
         first += shard.num_rows
         if len(chosen):
             stamp = stamps[shard.name]
             if stamp.checkpoint_digest not in engines:
                 engines[stamp.checkpoint_digest] = checkpoints.engine(stamp)
-            for row, kind, difference in _differences(examined, shard, engines[stamp.checkpoint_digest], chosen):
+            for row, kind, difference in _differences(planned, shard, engines[stamp.checkpoint_digest], chosen):
                 scored += kind == "predictions"
                 greatest = max(greatest, difference)
                 if not difference <= _TOLERANCE:
@@ -128,16 +118,16 @@ def score_again(examined: Examined, stamps: dict[str, Stamp], checkpoints: Check
 
 
 def _differences(
-    examined: Examined, shard: Shard, engine: "Engine", chosen: npt.NDArray[np.int64]
+    planned: OutputPlan, shard: Shard, engine: "Engine", chosen: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, str, float]]:
     """(row, "predictions" or "attention", greatest difference) of each chosen row that has scores.
 
     chosen: positions in the shard, sorted.
     """
-    settings = examined.output.settings
+    settings = planned.output.settings
     # Which rows can be scored was checked before; here those that have scores count.
     rules = TokenRules(2**31, settings.max_tokens, settings.long_rows)
-    for piece in read_side_by_side(examined.source.root, examined.output, shard):
+    for piece in read_side_by_side(planned.source.root, planned.output, shard):
         inside = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.source.num_rows)] - piece.first
         places = inside[piece.predictions["error"].is_null().to_numpy()[inside]]
         if not len(places):

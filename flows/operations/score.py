@@ -5,7 +5,7 @@ Where storage and the model meet. Knows nothing about Prefect.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import FileError
-from storage.input.reading import read_shard, shard_footer
+from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.input.sources import partition_values
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_ERRORS, FailureRecord, ShardRecord
-from storage.output.pending import Pending
+from storage.output.plan import Pending
 from storage.output.predictions import write_shard
 from storage.overlap import read_ahead, write_behind
 from storage.registry.checkpoints import CheckpointId, StoredCheckpoint, read_checkpoint
@@ -138,7 +138,7 @@ def ignore_rows(num_rows: int) -> None:
 
 
 def score_bundle(
-    job: ScoringJob, pending: list[Pending], *, on_rows: Callable[[int], None] = ignore_rows
+    job: ScoringJob, pending: Sequence[Pending], *, on_rows: Callable[[int], None] = ignore_rows
 ) -> list[ScoredShard | FailureRecord]:
     """Score a few shards, one after the other. A file that can't be read fails its own shard only."""
     results: list[ScoredShard | FailureRecord] = []
@@ -162,10 +162,9 @@ def score_shard(
     settings = job.output.settings
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
     tally = _Tally(loaded.config.classes, loaded.drift_reference)
-    columns = settings.columns.to_read(shard_footer(job.source_root, shard).schema, shard.file)
 
     def pieces() -> Iterator[tuple[pa.Table, TokenRows]]:
-        for table in read_shard(job.source_root, shard, columns, chunk_bytes=settings.chunk_bytes):
+        for table in read_shard(job.source_root, shard, settings.columns, chunk_bytes=settings.chunk_bytes):
             yield table, decode_tokens(table[settings.columns.tokens], rules)
 
     with write_shard(job.output, shard, job.checkpoint, loaded.config.classes) as writer:

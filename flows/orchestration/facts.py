@@ -7,7 +7,7 @@ knows nothing about how they are shown. A manifest holds nothing of a row but it
 from collections.abc import Mapping
 from typing import Any
 
-from storage.output.manifests import FIRST_ERRORS, RunManifest
+from storage.output.manifests import FIRST_ERRORS, RunManifest, manifest_path
 
 MOST_CLASSES = 20
 """Classes, or kinds of error, that are named one by one. The manifest has all of them."""
@@ -61,7 +61,7 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
 
 def manifest_place(manifest: RunManifest) -> str:
     """The path or URI at which the manifest lies."""
-    return f"{manifest.output}/runs/{manifest.run_id}.json"
+    return f"{manifest.output}/{manifest_path(manifest.run_id)}"
 
 
 def describe_drift(record: Mapping[str, Any]) -> str:

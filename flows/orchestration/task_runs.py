@@ -15,7 +15,7 @@ from flows.orchestration.faults import is_transient
 from flows.orchestration.gpu_slot import device_slot
 from flows.orchestration.progress import current_progress
 from storage.output.manifests import FailureRecord
-from storage.output.pending import Pending
+from storage.output.plan import Pending
 
 
 def _task_name() -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import FileError
 from storage.footers import Footer, read_footer
+from storage.input.columns import Columns
 from storage.input.shards import Shard
 from storage.locations import Location
 
@@ -19,7 +20,7 @@ _CHANGED = "changed while the run was on; run the same command again to score wh
 _VANISHED = "vanished while the run was on"
 
 
-def shard_footer(root: Location, shard: Shard) -> Footer:
+def _footer(root: Location, shard: Shard) -> Footer:
     """The footer of the shard's file. Raises FileError if the file changed or vanished since the plan was made."""
     try:
         footer = read_footer(root / shard.file)
@@ -31,21 +32,24 @@ def shard_footer(root: Location, shard: Shard) -> Footer:
 
 
 def read_shard(
-    root: Location, shard: Shard, columns: list[str], *, chunk_rows: int = 65_536, chunk_bytes: int = 4 << 20
+    root: Location, shard: Shard, columns: Columns | list[str], *, chunk_rows: int = 65_536, chunk_bytes: int = 4 << 20
 ) -> Iterator[pa.Table]:
     """Yield the shard's rows in order, in tables that end once they hold `chunk_rows` or `chunk_bytes`.
 
-    A shard without rows gives one empty table.
+    columns: names, or what names them for this file's schema. A shard without rows gives one empty table.
 
-    Raises FileError if the file changed since the plan was made, or is damaged.
+    The footer is read before the first row, and once more after the last: a file that was overwritten meanwhile may
+    have been read as if it were the old one. Raises FileError if the file changed since the plan was made, lacks a
+    column, or is damaged.
     """
-    footer = shard_footer(root, shard)
+    footer = _footer(root, shard)
+    names = columns.to_read(footer.schema, shard.file) if isinstance(columns, Columns) else columns
     num_rows = 0
-    for table in _gather(_decode(root, footer, shard, columns), chunk_rows, chunk_bytes):
+    for table in _gather(_decode(root, footer, shard, names), chunk_rows, chunk_bytes):
         num_rows += table.num_rows
         yield table
     if not num_rows:
-        yield pa.schema([footer.schema.field(name) for name in columns]).empty_table()
+        yield pa.schema([footer.schema.field(name) for name in names]).empty_table()
     if num_rows != shard.num_rows:
         raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")
 
@@ -71,9 +75,9 @@ def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) ->
             if not location.is_file():  # an object store says so in words only
                 raise FileError(_VANISHED) from None
             raise reads.fault from None
-        shard_footer(root, shard)
+        _footer(root, shard)
         raise FileError(f"damaged: {str(error).splitlines()[0]}") from error
-    shard_footer(root, shard)  # what was overwritten meanwhile may have been read as if it were the old file
+    _footer(root, shard)
 
 
 class _Reads:

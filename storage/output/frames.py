@@ -6,6 +6,7 @@ import polars as pl
 
 from storage.errors import OutputError
 from storage.locations import without_credentials
+from storage.output.layout import ATTENTION, PREDICTIONS
 
 
 def open_predictions(output: str) -> pl.LazyFrame:
@@ -14,7 +15,7 @@ def open_predictions(output: str) -> pl.LazyFrame:
     output: the folder or URI that `classify` wrote. Rows are in order of file name and then of the input.
     Raises OutputError if there are none.
     """
-    return _scan(output, "predictions")
+    return _scan(output, PREDICTIONS)
 
 
 def open_attention(output: str) -> pl.LazyFrame:
@@ -22,8 +23,8 @@ def open_attention(output: str) -> pl.LazyFrame:
 
     The two are put side by side by position, so ids need not be unique. Raises OutputError if no attention was saved.
     """
-    attention = _scan(output, "attention").select(pl.col("^weights$|^positions$"))
-    return pl.concat([_scan(output, "predictions"), attention], how="horizontal")
+    attention = _scan(output, ATTENTION).select(pl.col("^weights$|^positions$"))
+    return pl.concat([_scan(output, PREDICTIONS), attention], how="horizontal")
 
 
 def _scan(output: str, part: str) -> pl.LazyFrame:

@@ -5,7 +5,8 @@
     OUTPUT/attention/<name>.parquet      the same rows, in place before the predictions are
     OUTPUT/runs/<flow-run-id>.json       the manifest of each run
 
-Owns names, settings and the stamp in each footer. Knows nothing about rows.
+Owns these names, which no other file spells out, the settings, and the stamp in each footer. What a run holds while it
+writes, `.locks` and `.leases`, is for `storage.locks`. Knows nothing about rows.
 """
 
 import hashlib
@@ -27,6 +28,10 @@ from storage.registry.checkpoints import CheckpointId
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
 _DATASET = "_dataset.json"
+
+PREDICTIONS = "predictions"
+ATTENTION = "attention"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -138,10 +143,10 @@ class Output:
     hold: Hold | None = None
 
     def predictions(self, name: str) -> Location:
-        return self.root / f"predictions/{name}"
+        return self.root / f"{PREDICTIONS}/{name}"
 
     def attention(self, name: str) -> Location:
-        return self.root / f"attention/{name}"
+        return self.root / f"{ATTENTION}/{name}"
 
     @staticmethod
     def recorded_settings(root: Location) -> dict[str, Any]:
@@ -165,7 +170,7 @@ class Output:
         try:
             content = (self.root / _DATASET).read_bytes()
         except FileNotFoundError:
-            if any((self.root / folder).is_folder() for folder in ("predictions", "attention")):
+            if any((self.root / folder).is_folder() for folder in (PREDICTIONS, ATTENTION)):
                 raise OutputError(
                     f"The output {self.root} has predictions but no {_DATASET}, so what made them can't be told. "
                     "Write to another folder."

@@ -1,6 +1,6 @@
-"""The manifest: what one run did, kept with the output it made.
+"""The manifest: what one run did, kept with the output it made; and how long the next run may take, by the last one.
 
-A record for people and reports. Nothing is decided from it: what is done is read from the output's files.
+A record for people and reports. What is to be scored is never decided from it, but from the output's files.
 """
 
 import json
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.locations import Location
+from storage.output.layout import RUNS
 
 # Enough to find out what is wrong with a file; every such row has its error in the output.
 FIRST_ERRORS = 5
@@ -88,22 +89,51 @@ class RunManifest:
         return sum(self.totals["errors"].values())
 
 
+def manifest_path(run_id: str) -> str:
+    """Where the manifest of a run is, below the output's root."""
+    return f"{RUNS}/{run_id}.json"
+
+
 def write_manifest(output: Location, manifest: RunManifest) -> None:
-    """Keep the manifest in the output folder, as `runs/<run_id>.json`."""
+    """Keep the manifest in the output folder, under the run's id."""
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-    (output / f"runs/{manifest.run_id}.json").write_bytes(text.encode())
+    (output / manifest_path(manifest.run_id)).write_bytes(text.encode())
 
 
 def read_manifest(output: Location, run_id: str) -> RunManifest | None:
     """The manifest of a run; None if the run left none."""
     try:
-        fields = json.loads((output / f"runs/{run_id}.json").read_bytes())
+        fields = json.loads((output / manifest_path(run_id)).read_bytes())
     except FileNotFoundError:
         return None
     del fields["totals"]
     fields["shards"] = tuple(ShardRecord(**shard) for shard in fields["shards"])
     fields["failures"] = tuple(FailureRecord(**failure) for failure in fields["failures"])
     return RunManifest(**fields)
+
+
+@dataclass(frozen=True)
+class ExpectedTime:
+    """seconds: how long a run would take. By the speed and the tokens a row of the run `run_id`, on `engine`."""
+
+    seconds: float
+    tokens_per_second: int
+    run_id: str
+    engine: str
+
+
+def expected_time(output: Location, num_rows: int) -> ExpectedTime | None:
+    """How long scoring so many rows may take, by the newest run that scored anything; None if there is none."""
+    manifests = [info for info in (output / RUNS).walk() if info.base_name.endswith(".json")]
+    for info in sorted(manifests, key=lambda info: int(info.mtime_ns or 0), reverse=True):
+        try:
+            manifest = read_manifest(output, info.base_name.removesuffix(".json"))
+        except (ValueError, KeyError, TypeError):
+            continue
+        if manifest and (speed := manifest.totals["tokens_per_second"]):
+            tokens = num_rows * manifest.totals["tokens"] / manifest.totals["rows"]
+            return ExpectedTime(round(tokens / speed, 1), speed, manifest.run_id, manifest.engine)
+    return None
 
 
 def _added(counts: Any) -> dict[str, int]:

@@ -16,22 +16,22 @@ from typing import Literal
 import pyarrow.fs as pafs
 
 from storage.footers import FOOTER_READERS
-from storage.input.shards import ShardPlan
 from storage.input.sources import Source
 from storage.locations import TEMPORARY_SUFFIX, Location
-from storage.output.layout import Output, read_stamp
+from storage.output.layout import ATTENTION, PREDICTIONS, RUNS, Output, read_stamp
+from storage.output.plan import OutputPlan
 
 Reason = Literal["input is gone", "superseded", "unknown origin", "left by a killed run"]
 
-_KINDS = ("predictions", "attention")
+_KINDS = (PREDICTIONS, ATTENTION)
 _PART = re.compile(r"-\d{5,}-of-\d{5,}$")
 # As `Location.replacing` names them.
 _TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
 @dataclass(frozen=True, order=True)
-class Orphan:
-    """A file of the output that no input accounts for.
+class Removable:
+    """A file of the output that no input accounts for, so that `remove` may take it away.
 
     path: below the output's root. reason: "input is gone"; "superseded", where the input is now cut into other shards,
     so that its rows would be there twice; "unknown origin", a file without a stamp, which is never removed;
@@ -49,19 +49,19 @@ class Orphan:
         return f"superseded, {self.input} is cut otherwise now" if self.reason == "superseded" else self.reason
 
     @property
-    def removable(self) -> bool:
-        return self.reason != "unknown origin"
+    def is_kept(self) -> bool:
+        """Whether it is only told of, and left where it is."""
+        return self.reason == "unknown origin"
 
 
-def find_orphans(output: Output, source: Source, plan: ShardPlan, *, is_pattern: bool = False) -> tuple[Orphan, ...]:
-    """Predictions and attention files in the scope of `source` that nothing in `plan` writes, in order of path.
+def find_orphans(plan: OutputPlan) -> tuple[Removable, ...]:
+    """Predictions and attention files in the scope of the plan's source that no shard of it writes, in order of path.
 
-    An input that can't be read keeps its output, and so does one that exists without being part of `source`. Attention
-    of a planned shard that has no predictions yet is not an orphan.
-
-    plan: of this source with this output's settings. is_pattern: `source` was a glob. Which names it would have matched
-    is then not known, so of inputs that are gone nothing is said.
+    An input that can't be read keeps its output, and so does one that exists without being part of the source.
+    Attention of a planned shard that has no predictions yet is not an orphan. Which names a glob would have matched is
+    not known, so with one nothing is said of inputs that are gone.
     """
+    source, output = plan.source, plan.output
     planned = {shard.name for shard in plan.shards}
     named = {file.relative for file in source.files}
     unreadable = {file.file for file in plan.unreadable}
@@ -85,12 +85,12 @@ def find_orphans(output: Output, source: Source, plan: ShardPlan, *, is_pattern:
         if file and _is_one_file(source) and file != source.scope:
             continue  # of another input, whose name looks like a shard of this one
         reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
-        if reason == "superseded" or not is_pattern:
-            found.append(Orphan(path, reason, file, num_bytes))
+        if reason == "superseded" or not plan.is_pattern:
+            found.append(Removable(path, reason, file, num_bytes))
     return tuple(sorted(found))
 
 
-def find_leftovers(output: Output, scope: str = "") -> tuple[Orphan, ...]:
+def find_leftovers(output: Output, scope: str = "") -> tuple[Removable, ...]:
     """Temporary files of runs that were killed, in order of path. Hold the output's scope: a live run has them too.
 
     scope: the folder or file below the root of the input that is looked at; "" for the whole output. Nothing in an
@@ -102,10 +102,10 @@ def find_leftovers(output: Output, scope: str = "") -> tuple[Orphan, ...]:
         infos = [info for kind in _KINDS for info in (output.root / f"{kind}/{os.path.dirname(scope)}").walk()]
     else:
         infos = list(output.root.filesystem.get_file_info(pafs.FileSelector(output.root.path)))
-        infos += [info for folder in (*_KINDS, "runs") for info in (output.root / folder).walk()]
+        infos += [info for folder in (*_KINDS, RUNS) for info in (output.root / folder).walk()]
     return tuple(
         sorted(
-            Orphan(output.root.relative(info.path), "left by a killed run", "", info.size)
+            Removable(output.root.relative(info.path), "left by a killed run", "", info.size)
             for info in infos
             if info.type == pafs.FileType.File and _is_leftover(output.root.relative(info.path), scope)
         )
@@ -122,12 +122,13 @@ def _is_leftover(path: str, scope: str) -> bool:
     return shard.startswith(f"{scope}/") or scope.removesuffix(".parquet") in _stems(shard)
 
 
-def clear_superseded(output: Output, plan: ShardPlan, scope: str = "") -> tuple[str, ...]:
-    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and leftovers in `scope`.
+def clear_superseded(plan: OutputPlan) -> tuple[str, ...]:
+    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and their leftovers.
 
     To be called before scoring, with the scope of the plan's source held: an input that has grown or shrunk to another
     number of shards is then never there twice. Returns the paths removed, below the output's root.
     """
+    output = plan.output
     files = {shard.file for shard in plan.shards}
     planned = {shard.name for shard in plan.shards}
     stems = {file.removesuffix(".parquet") for file in files}
@@ -141,29 +142,26 @@ def clear_superseded(output: Output, plan: ShardPlan, scope: str = "") -> tuple[
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         origins = pool.map(lambda each: _made_from(output, each[0]), candidates)
         superseded = [
-            Orphan(path, "superseded", file, num_bytes)
+            Removable(path, "superseded", file, num_bytes)
             for (path, num_bytes), file in zip(candidates, origins, strict=True)
             if file in files
         ]
-    return remove(output, [*superseded, *find_leftovers(output, scope)])
+    return remove(output, [*superseded, *find_leftovers(output, plan.source.scope)])
 
 
-def remove(output: Output, orphans: Iterable[Orphan]) -> tuple[str, ...]:
-    """Delete the removable ones and, on a local disk, the partition folders that this empties. Returns their paths.
+def remove(output: Output, found: Iterable[Removable]) -> tuple[str, ...]:
+    """Delete what is not kept and, on a local disk, the partition folders that this empties. Returns their paths.
 
     Predictions go first: stopped halfway, there is attention without predictions, which no reader takes for a result.
     """
-    doomed = sorted((each for each in orphans if each.removable), key=_deletion_order)
-    for orphan in doomed:
-        (output.root / orphan.path).delete()
+    paths = [each.path for each in found if not each.is_kept]
+    paths.sort(key=lambda path: (not path.startswith(f"{PREDICTIONS}/"), path))
+    for path in paths:
+        (output.root / path).delete()
     if output.root.is_local:
-        for orphan in doomed:
-            _remove_empty_folders(Path(output.root.path), Path(orphan.path).parent)
-    return tuple(orphan.path for orphan in doomed)
-
-
-def _deletion_order(orphan: Orphan) -> tuple[bool, str]:
-    return not orphan.path.startswith("predictions/"), orphan.path
+        for path in paths:
+            _remove_empty_folders(Path(output.root.path), Path(path).parent)
+    return tuple(paths)
 
 
 def _remove_empty_folders(root: Path, folder: Path) -> None:

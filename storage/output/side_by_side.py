@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import FileError, first_line
 from storage.footers import Footer, read_footer
-from storage.input.reading import read_shard, shard_footer
+from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.locations import Location
 from storage.output.layout import Output
@@ -52,14 +52,13 @@ def read_side_by_side(source_root: Location, output: Output, shard: Shard) -> It
 
     Raises OutputFileError if a file of the output can't be read, FileError if the input can't.
     """
-    columns = output.settings.columns.to_read(shard_footer(source_root, shard).schema, shard.file)
     with ExitStack() as stack:
         predictions = stack.enter_context(open_rows(output, f"predictions/{shard.name}"))
         attention = None
         if output.settings.attention.kind != "none":
             attention = stack.enter_context(open_rows(output, f"attention/{shard.name}"))
         first = 0
-        for table in read_shard(source_root, shard, columns, chunk_bytes=output.settings.chunk_bytes):
+        for table in read_shard(source_root, shard, output.settings.columns, chunk_bytes=output.settings.chunk_bytes):
             count = table.num_rows
             yield Piece(first, table, predictions.take(count), attention.take(count) if attention else None)
             first += count

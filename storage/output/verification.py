@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from storage.errors import FileError, first_line
 from storage.footers import Footer
 from storage.input.columns import PREDICTION_COLUMNS
-from storage.input.shards import Shard, ShardPlan
-from storage.input.sources import Source, partition_values
+from storage.input.shards import Shard
+from storage.input.sources import partition_values
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.attention_checks import check_attention
@@ -29,6 +29,7 @@ from storage.output.checked_rows import CheckedRows
 from storage.output.findings import Findings, Problem
 from storage.output.layout import STAMP_KEY, Output, Stamp
 from storage.output.orphans import find_orphans
+from storage.output.plan import OutputPlan
 from storage.output.prediction_checks import check_predictions
 from storage.output.side_by_side import OutputFileError, Piece, open_rows, read_output_footer, read_side_by_side
 from storage.registry.checkpoints import CheckpointId
@@ -59,11 +60,8 @@ class VerificationReport:
 
 
 def verify_output(
-    output: Output,
-    source: Source,
-    plan: ShardPlan,
+    plan: OutputPlan,
     *,
-    is_pattern: bool = False,
     vocabularies: Mapping[str, int] | None = None,
     max_problems: int = 10,
     threads: int | None = None,
@@ -71,7 +69,6 @@ def verify_output(
 ) -> VerificationReport:
     """Compare every file of the output with the input that it was made from; every page of both is read.
 
-    plan: of this source with this output's settings. is_pattern: `source` was a glob (see `find_orphans`).
     max_problems: how many are listed for each shard. threads: shards compared side by side; by default, a core each.
     on_rows: called with the number of rows after each piece, from those threads.
 
@@ -79,12 +76,14 @@ def verify_output(
     errors of rows that hold an id outside of it. So for a checkpoint that is not given here those errors are believed
     where all of a file agree; in a file without any, only negative ids are known to be outside.
     """
-    checks = [_ShardCheck(output, source.root, shard, vocabularies or {}, max_problems) for shard in plan.shards]
+    checks = [
+        _ShardCheck(plan.output, plan.source.root, shard, vocabularies or {}, max_problems) for shard in plan.shards
+    ]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         list(pool.map(lambda check: check.run(on_rows), checks))
     problems = [problem for check in checks for problem in check.findings.kept]
     problems += [Problem(file.file, None, f"the input can't be read: {file.reason}") for file in plan.unreadable]
-    for orphan in find_orphans(output, source, plan, is_pattern=is_pattern):
+    for orphan in find_orphans(plan):
         problems.append(Problem(orphan.path, None, f"no input accounts for it: {orphan.why}"))
     return VerificationReport(
         num_rows=sum(check.num_rows for check in checks),

@@ -13,27 +13,23 @@ Run = Callable[[Path, Path], None]
 def open_bundles(task: Task, engine: EngineName) -> Run:
     """Shards side by side, as the flow's task runs are."""
     from flows.operations.score import ScoringJob, load_checkpoint, score_bundle
-    from storage.input.shards import plan_shards
-    from storage.input.sources import find_source
     from storage.locations import Location
     from storage.output.layout import AttentionSaving, Output, OutputSettings
     from storage.output.manifests import FailureRecord
-    from storage.output.pending import find_pending
+    from storage.output.plan import plan_output
     from storage.registry.checkpoints import Registry
 
     stored = Registry.open("registry").load(str(task.checkpoint))
     settings = OutputSettings(attention=AttentionSaving.parse(_saving(task)))
 
     def run(source: Path, output: Path) -> None:
-        found = find_source(str(source))
         place = Output(Location.parse(output), settings)
-        shards = plan_shards(found, settings.columns, settings.limits).shards
-        pending = find_pending(place, shards, stored.id, "missing")
-        job = ScoringJob.of(stored, found.root, place, device="cpu", engine=engine, threads=task.threads)
+        plan = plan_output(str(source), place)
+        job = ScoringJob.of(stored, plan.source.root, place, device="cpu", engine=engine, threads=task.threads)
         load_checkpoint(job, stored)
-        place.prepare(str(found.root))
+        place.prepare(str(plan.source.root))
         with ThreadPoolExecutor(task.threads) as pool:
-            for (result,) in pool.map(lambda each: score_bundle(job, [each]), pending):
+            for (result,) in pool.map(lambda each: score_bundle(job, [each]), plan.pending(stored.id, "missing")):
                 if isinstance(result, FailureRecord):
                     raise RuntimeError(f"{result.name}: {result.reason}")
 

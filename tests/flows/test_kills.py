@@ -23,11 +23,11 @@ from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from flows.operations.score import ScoredShard, ScoringJob, score_bundle
 from storage.input.columns import Columns
-from storage.input.shards import ShardLimits, ShardPlan, plan_shards
+from storage.input.shards import ShardLimits
 from storage.input.sources import find_source
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import Output, OutputSettings
-from storage.output.pending import Pending, find_pending
+from storage.output.plan import OutputPlan, Pending, plan_output
 from storage.registry.checkpoints import Registry
 
 ROUNDS = int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15"))
@@ -45,12 +45,11 @@ class Run:
         self.output = Output(Location.parse(output), SETTINGS)
         self.job = ScoringJob.of(stored, self.source.root, self.output, device="cpu", engine="torch", threads=2)
 
-    def plan(self) -> ShardPlan:
-        return plan_shards(self.source, SETTINGS.columns, SETTINGS.limits)
+    def plan(self) -> OutputPlan:
+        return plan_output(str(self.source.root), self.output)
 
-    def pending(self) -> list[Pending]:
-        job = self.job
-        return find_pending(self.output, self.plan().shards, job.checkpoint, "missing")
+    def pending(self) -> tuple[Pending, ...]:
+        return self.plan().pending(self.job.checkpoint, "missing")
 
     def score(self) -> list[ScoredShard]:
         results = score_bundle(self.job, self.pending())

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.footers import read_footer
 from storage.input.columns import Columns
 from storage.input.reading import read_shard
-from storage.input.shards import Shard, plan_shards
-from storage.input.sources import Source, find_source
+from storage.input.shards import Shard
+from storage.input.sources import Source
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.output.layout import Output
+from storage.output.plan import plan_output
 from storage.output.predictions import write_shard
 from storage.registry.checkpoints import CheckpointId
 
@@ -65,10 +65,9 @@ def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
     """plan(source, output): the source and its shards; every file must be readable."""
 
     def plan(source: Path | str, output: Output) -> tuple[Source, tuple[Shard, ...]]:
-        found = find_source(str(source))
-        planned = plan_shards(found, output.settings.columns, output.settings.limits)
+        planned = plan_output(str(source), output)
         assert not planned.unreadable
-        return found, planned.shards
+        return planned.source, planned.shards
 
     return plan
 
@@ -87,9 +86,8 @@ def score(
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
         output.prepare(str(found.root))
         for shard in shards:
-            names = columns.to_read(read_footer(found.root / shard.file).schema, shard.file)
             with write_shard(output, shard, by, CLASSES) as writer:
-                for table in read_shard(found.root, shard, names, chunk_rows=chunk_rows):
+                for table in read_shard(found.root, shard, columns, chunk_rows=chunk_rows):
                     rows = decode_tokens(table[columns.tokens], rules)
                     writer.write(table, rows, *fake_scores(rows))
         return shards

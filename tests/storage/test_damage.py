@@ -24,7 +24,7 @@ resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from storage.input.columns import Columns
 from storage.errors import FileError, SourceError
 from storage.locations import Location
-from storage.input.reading import read_shard, shard_footer
+from storage.input.reading import read_shard
 from storage.input.shards import ShardLimits, plan_shards
 from storage.input.sources import find_source
 from storage.input.tokens import TokenRules, decode_tokens
@@ -39,8 +39,7 @@ for name in sorted(file.relative for file in source.files):
             raise FileError(plan.unreadable[0].reason)
         rows = 0
         for shard in plan.shards:
-            names = columns.to_read(shard_footer(source.root, shard).schema, name)
-            for table in read_shard(source.root, shard, names):
+            for table in read_shard(source.root, shard, columns):
                 rows += len(decode_tokens(table["tokens"], TokenRules()).usable)
         print("rows", rows, flush=True)
     except FileError as error:

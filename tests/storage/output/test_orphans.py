@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from storage.input.shards import ShardLimits, ShardPlan, plan_shards
-from storage.input.sources import Source, find_source
+from storage.input.shards import ShardLimits, plan_shards
+from storage.input.sources import find_source
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
-from storage.output.orphans import Orphan, clear_superseded, find_leftovers, find_orphans, remove
+from storage.output.orphans import Removable, clear_superseded, find_leftovers, find_orphans, remove
+from storage.output.plan import OutputPlan, plan_output
 
 BOTH = ("attention", "predictions")
+
+
+def _plan(source: Path | str, output: Output) -> OutputPlan:
+    return plan_output(str(source), output)
 
 
 @pytest.fixture
@@ -31,13 +36,12 @@ def dated(put: Callable[..., Path], data: Path, output: Output, score: Callable[
     return data
 
 
-def _planned(source: Path | str, output: Output) -> tuple[Source, ShardPlan]:
-    found = find_source(str(source))
-    return found, plan_shards(found, output.settings.columns, output.settings.limits)
+def _orphans(source: Path | str, output: Output) -> tuple[Removable, ...]:
+    return find_orphans(_plan(source, output))
 
 
-def _found(source: Path | str, output: Output, **options: Any) -> list[tuple[str, str]]:
-    return [(orphan.path, orphan.reason) for orphan in find_orphans(output, *_planned(source, output), **options)]
+def _found(source: Path | str, output: Output) -> list[tuple[str, str]]:
+    return [(orphan.path, orphan.reason) for orphan in _orphans(source, output)]
 
 
 def _files(output: Output, kind: str = "predictions") -> list[str]:
@@ -65,7 +69,7 @@ def test_output_of_an_input_that_is_cut_otherwise_now_is_superseded(
     put("date=2026-11-02/b.parquet", [b"ab", b"c"] * 2, row_group_size=2)  # two shards, not three
     put("date=2026-11-02/a.parquet", [b"ab", b"c"] * 2, row_group_size=2)  # two, not one
 
-    orphans = find_orphans(output, *_planned(dated, output))
+    orphans = _orphans(dated, output)
 
     names = ["a.parquet", *(f"b-{shard:05d}-of-00003.parquet" for shard in range(3))]
     assert [(orphan.path, orphan.reason) for orphan in orphans] == [
@@ -118,7 +122,7 @@ def test_a_glob_says_nothing_of_inputs_that_it_does_not_name(
     (dated / "date=2026-11-01/b.parquet").unlink()
     put("date=2026-11-02/a.parquet", [b"ab", b"c"] * 2, row_group_size=2)
 
-    assert _found(f"{dated}/*/a.parquet", output, is_pattern=True) == [
+    assert _found(f"{dated}/*/a.parquet", output) == [
         (f"{kind}/date=2026-11-02/a.parquet", "superseded") for kind in BOTH
     ]
 
@@ -135,7 +139,7 @@ def test_output_of_an_input_that_vanished_while_it_was_planned_is_kept(dated: Pa
     plan = plan_shards(source, output.settings.columns, output.settings.limits)
 
     assert [file.file for file in plan.unreadable] == ["date=2026-11-01/b.parquet"]
-    assert find_orphans(output, source, plan) == ()
+    assert find_orphans(OutputPlan(source, output, plan.shards, plan.unreadable)) == ()
 
 
 def test_output_of_an_input_that_the_source_leaves_out_is_kept(
@@ -164,7 +168,7 @@ def test_a_file_that_does_not_say_what_made_it_is_told_and_never_removed(dated: 
     strange = Path(output.root.path) / "predictions/date=2026-11-01/mine.parquet"
     shutil.copy(dated / "date=2026-11-01/a.parquet", strange)
 
-    (orphan,) = find_orphans(output, *_planned(dated, output))
+    (orphan,) = _orphans(dated, output)
 
     assert (orphan.path, orphan.reason) == ("predictions/date=2026-11-01/mine.parquet", "unknown origin")
     assert remove(output, [orphan]) == ()
@@ -185,7 +189,7 @@ def test_an_output_that_is_not_there_has_neither(put: Callable[..., Path], data:
 
     assert _found(data, output) == []
     assert find_leftovers(output) == ()
-    assert clear_superseded(output, _planned(data, output)[1]) == ()
+    assert clear_superseded(_plan(data, output)) == ()
 
 
 def _leave(output: Output, *paths: str) -> None:
@@ -209,7 +213,7 @@ def test_leftovers_of_killed_runs_are_found_in_each_place_where_a_run_writes(dat
 
     leftovers = find_leftovers(output)
 
-    assert leftovers == tuple(Orphan(path, "left by a killed run", "", len(b"unfinished")) for path in LEFT)
+    assert leftovers == tuple(Removable(path, "left by a killed run", "", len(b"unfinished")) for path in LEFT)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ def test_removal_takes_predictions_first_then_attention_and_the_folders_it_empti
     delete = Location.delete
     monkeypatch.setattr(Location, "delete", lambda self: (deleted.append(self.path), delete(self)))
 
-    removed = remove(output, find_orphans(output, *_planned(dated, output)))
+    removed = remove(output, _orphans(dated, output))
 
     assert [output.root.relative(path) for path in deleted] == list(removed)
     assert [path.split("/")[0] for path in removed] == ["predictions"] * 5 + ["attention"] * 5
@@ -265,13 +269,13 @@ def test_the_two_kinds_keep_their_folder_when_nothing_is_left(
     score(data, output)
     (data / "a.parquet").rename(data / "b.parquet")
 
-    assert len(remove(output, find_orphans(output, *_planned(data, output)))) == 2
+    assert len(remove(output, _orphans(data, output))) == 2
     assert sorted(path.name for path in Path(output.root.path).iterdir() if path.is_dir()) == list(BOTH)
 
 
 def test_removing_what_is_already_gone_is_fine(dated: Path, output: Output) -> None:
     shutil.rmtree(dated / "date=2026-11-01")
-    orphans = find_orphans(output, *_planned(dated, output))
+    orphans = _orphans(dated, output)
 
     assert remove(output, orphans) == remove(output, orphans)
 
@@ -284,7 +288,7 @@ def test_before_scoring_what_is_superseded_goes_with_the_leftovers(
     _leave(output, *LEFT)
     before = set(_files(output))
 
-    removed = clear_superseded(output, _planned(dated, output)[1])
+    removed = clear_superseded(_plan(dated, output))
 
     shards = [f"date=2026-11-02/b-{shard:05d}-of-00003.parquet" for shard in range(3)]
     assert sorted(removed) == sorted([*(f"{kind}/{shard}" for kind in BOTH for shard in shards), *LEFT])
@@ -295,7 +299,7 @@ def test_before_scoring_a_slice_the_rest_is_left_alone(dated: Path, output: Outp
     for date in ("date=2026-11-01", "date=2026-11-02"):
         put(f"{date}/b.parquet", [b"ab"])
 
-    removed = clear_superseded(output, _planned(dated / "date=2026-11-02", output)[1])
+    removed = clear_superseded(_plan(dated / "date=2026-11-02", output))
 
     assert {Path(path).parts[1] for path in removed} == {"date=2026-11-02"}
     assert len(removed) == 6
@@ -308,4 +312,4 @@ def test_before_scoring_another_input_named_like_a_shard_is_left_alone(
     score(data, output)
     b = put("b.parquet", [b"ab"])
 
-    assert clear_superseded(output, _planned(b, output)[1]) == ()
+    assert clear_superseded(_plan(b, output)) == ()

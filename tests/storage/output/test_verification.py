@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.input.columns import Columns
-from storage.input.shards import ShardLimits, plan_shards
-from storage.input.sources import find_source
+from storage.input.shards import ShardLimits
 from storage.locations import Location
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, OutputSettings
+from storage.output.plan import plan_output
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import CheckpointId
 
@@ -48,10 +48,7 @@ def filled(put: Callable[..., Path], data: Path) -> Path:
 
 
 def _verify(data: Path | str, output: Output, **options: Any) -> VerificationReport:
-    source = find_source(str(data))
-    return verify_output(
-        output, source, plan_shards(source, output.settings.columns, output.settings.limits), **options
-    )
+    return verify_output(plan_output(str(data), output), **options)
 
 
 def _path(output: Output, kind: str = "predictions", name: str = "part.parquet") -> Path:

@@ -1,0 +1,121 @@
+"""What a run would do with an input and its output: which shards it would score, and why. From footers alone.
+
+Owns finding the two, cutting the input into shards, and comparing these with what the output has committed. The output
+itself is read, never a log of runs. Knows nothing about scoring, nor about files that no input accounts for.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from storage.errors import OutputError
+from storage.footers import FOOTER_READERS
+from storage.input.shards import Shard, UnreadableFile, plan_shards
+from storage.input.sources import Source, find_source
+from storage.locations import Location
+from storage.output.layout import Output, OutputSettings, Stamp, read_stamp
+from storage.registry.checkpoints import CheckpointId
+
+Mode = Literal["missing", "stale", "all"]
+
+UP_TO_DATE = "up to date"
+# What each mode leaves as it is.
+_LEFT: dict[Mode, set[str]] = {"missing": {UP_TO_DATE, "stale"}, "stale": {UP_TO_DATE}, "all": set()}
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A shard and why it is to be scored: "missing", "input changed", "stale" or "asked for"."""
+
+    shard: Shard
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """An input, cut into shards with the settings of its output. is_pattern: the input was named by a glob."""
+
+    source: Source
+    output: Output
+    shards: tuple[Shard, ...]
+    unreadable: tuple[UnreadableFile, ...]
+    is_pattern: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.num_rows for shard in self.shards)
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The stamps of the predictions files that are there, by the shard's name. Reads a footer of each."""
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            stamps = pool.map(lambda shard: read_stamp(self.output.predictions(shard.name)), self.shards)
+            return {shard.name: stamp for shard, stamp in zip(self.shards, stamps, strict=True) if stamp}
+
+    def reasons(self, checkpoint: CheckpointId) -> dict[str, str]:
+        """Why each shard would be scored with a checkpoint, by its name: "missing", "input changed" or "stale".
+
+        A shard is "up to date" if it has a committed output, for the input as it is now, of this checkpoint; it is
+        "stale" if that is of another checkpoint. A committed output is a predictions file and, unless no attention is
+        saved, an attention file, both made from the same input by the same checkpoint. Reads the footers of both.
+        """
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            committed = pool.map(self._committed, self.shards)
+            return {
+                shard.name: _reason(stamp, Stamp.of(shard, checkpoint, self.output.settings))
+                for shard, stamp in zip(self.shards, committed, strict=True)
+            }
+
+    def selected(self, reasons: Mapping[str, str], mode: Mode) -> tuple[Pending, ...]:
+        """The shards that a run of this mode would score, in order. reasons: as `reasons` gives them.
+
+        mode: "missing", those without a committed output for the input as it is now; "stale", also those that another
+        checkpoint scored; "all", every one.
+        """
+        chosen = ((shard, reasons[shard.name]) for shard in self.shards if reasons[shard.name] not in _LEFT[mode])
+        return tuple(Pending(shard, "asked for" if reason == UP_TO_DATE else reason) for shard, reason in chosen)
+
+    def pending(self, checkpoint: CheckpointId, mode: Mode) -> tuple[Pending, ...]:
+        """The shards to score, in order. All of them are "asked for" with mode "all", which reads nothing."""
+        if mode == "all":
+            return tuple(Pending(shard, "asked for") for shard in self.shards)
+        return self.selected(self.reasons(checkpoint), mode)
+
+    def _committed(self, shard: Shard) -> Stamp | None:
+        stamp = read_stamp(self.output.predictions(shard.name))
+        if stamp is None or self.output.settings.attention.kind == "none":
+            return stamp
+        # Attention is put in place first; if it is of another making, a run was stopped between the two.
+        return stamp if read_stamp(self.output.attention(shard.name)) == stamp else None
+
+
+def plan_output(source: str, output: Output) -> OutputPlan:
+    """Find the input and plan its shards.
+
+    Raises SourceError if there is no input, OutputError if the output was made otherwise, or from another input.
+    """
+    found = find_source(source)
+    output.check(str(found.root))
+    address = source.partition("?")[0] if "://" in source else source
+    is_pattern = any(wildcard in address for wildcard in "*?[") and not os.path.exists(source)
+    cut = plan_shards(found, output.settings.columns, output.settings.limits)
+    return OutputPlan(found, output, cut.shards, cut.unreadable, is_pattern)
+
+
+def existing_output(output: str) -> Output:
+    """The output at a path or URI, with the settings it was made with. Raises OutputError if there is none."""
+    place = Location.parse(output)
+    recorded = Output.recorded_settings(place)
+    if not recorded:
+        raise OutputError(f"{place} is no output of attnlstm: it has no _dataset.json. Check the path.")
+    return Output(place, OutputSettings.from_record(recorded))
+
+
+def _reason(found: Stamp | None, wanted: Stamp) -> str:
+    if found is None:
+        return "missing"
+    same_checkpoint = replace(found, checkpoint=wanted.checkpoint, checkpoint_digest=wanted.checkpoint_digest)
+    if same_checkpoint != wanted:
+        return "input changed"
+    return UP_TO_DATE if found.checkpoint_digest == wanted.checkpoint_digest else "stale"
