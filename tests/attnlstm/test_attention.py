@@ -54,38 +54,27 @@ def test_additive_is_the_published_formula() -> None:
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 11])
-@pytest.mark.parametrize("scores_per_block", [1, 500, 1 << 20])
-def test_multihead_is_torchs_module_summed_over_real_queries(
-    num_heads: int, scores_per_block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "SCORES_PER_BLOCK", scores_per_block)
-    module = multihead(num_heads)
-    q, k, v = states(2), states(3), states(4)
-    context, weights = summed_attention(module, q, k, v, MASK)
-    outputs, received = module(q, k, v, key_padding_mask=~MASK)
-    for row, length in enumerate(LENGTHS):
-        torch.testing.assert_close(context[row], outputs[row, :length].sum(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(weights[row], received[row, :length].mean(0))
-    assert weights[~MASK].eq(0).all()
-    torch.testing.assert_close(weights.sum(1), torch.ones(4))
-
-
 @pytest.mark.parametrize("scores_kept", [0, 1 << 24], ids=["computed twice", "kept"])
 @pytest.mark.parametrize("scores_per_block", [1, 500, 1 << 20])
-def test_multihead_gradients_are_those_of_torchs_module(
-    scores_per_block: int, scores_kept: int, monkeypatch: pytest.MonkeyPatch
+def test_multihead_and_its_gradients_are_torchs_module_summed_over_real_queries(
+    num_heads: int, scores_per_block: int, scores_kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "SCORES_PER_BLOCK", scores_per_block)
     monkeypatch.setattr(attention, "SCORES_KEPT", scores_kept)
-    module = multihead(2)
-    h = states(5).masked_fill(~MASK[..., None], 0.0).requires_grad_()
-    inputs = [h, *module.parameters()]
-    context, weights = summed_attention(module, h, h, h, MASK)
+    module = multihead(num_heads)
+    q, k, v = (states(seed).requires_grad_() for seed in (2, 3, 4))
+    context, weights = summed_attention(module, q, k, v, MASK)
+    outputs, received = module(q, k, v, key_padding_mask=~MASK)
+    expected_context = (outputs * MASK[..., None]).sum(1)
+    expected_weights = (received * MASK[..., None]).sum(1) / MASK.sum(1, keepdim=True)
+    torch.testing.assert_close(context, expected_context, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, expected_weights)
+    assert weights[~MASK].eq(0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
+
+    inputs = [q, k, v, *module.parameters()]
     ours = torch.autograd.grad(context.square().sum() + weights.square().sum() * 100, inputs)
-    outputs, received = module(h, h, h, key_padding_mask=~MASK)
-    context = (outputs * MASK[..., None]).sum(1)
-    weights = (received * MASK[..., None]).sum(1) / MASK.sum(1, keepdim=True)
-    theirs = torch.autograd.grad(context.square().sum() + weights.square().sum() * 100, inputs)
+    theirs = torch.autograd.grad(expected_context.square().sum() + expected_weights.square().sum() * 100, inputs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 

@@ -1,5 +1,8 @@
 """Which engine computes: the fused one where it fits, unless another is asked for."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -11,21 +14,20 @@ FITTING = ModelConfig(classes=("x", "y"))
 MULTIHEAD = ModelConfig(classes=("x", "y"), attention="multihead")
 
 
-def test_the_fused_engine_is_taken_where_it_fits() -> None:
+def test_the_fused_engine_is_taken_where_it_fits_and_a_reason_is_given_where_it_does_not() -> None:
     assert open_engine(AttentionLSTM(FITTING), "cpu").name == "fused-cpu"
     assert open_engine(AttentionLSTM(FITTING), "cpu", engine="torch").name == "torch"
     assert open_engine(AttentionLSTM(MULTIHEAD), "cpu").name == "torch"
-
-
-def test_an_engine_that_was_asked_for_and_cannot_run_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the fused-cpu engine can't be used: multihead attention compares"):
-        open_engine(AttentionLSTM(MULTIHEAD), "cpu", engine="fused-cpu")
-
-
-def test_a_reason_is_given_where_the_fused_engine_does_not_fit() -> None:
     assert why_not_fused(FITTING, "cpu") is None
     assert why_not_fused(FITTING, "cuda") == "it computes on a CPU"
     assert "all pairs of tokens" in str(why_not_fused(MULTIHEAD, "cpu"))
+
+
+def test_an_engine_that_is_unknown_or_cannot_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="the fused-cpu engine can't be used: multihead attention compares"):
+        open_engine(AttentionLSTM(MULTIHEAD), "cpu", engine="fused-cpu")
+    with pytest.raises(ValueError, match="engine must be one of auto, torch, fused-cpu, fused-cuda, not 'onnx'"):
+        open_engine(AttentionLSTM(FITTING), "cpu", engine="onnx")  # type: ignore[arg-type]
 
 
 def test_the_fused_cuda_engine_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,11 @@ def test_less_precision_is_torchs_alone() -> None:
             open_engine(AttentionLSTM(FITTING), "cpu", engine=name, precision="bfloat16")  # type: ignore[arg-type]
 
 
-def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ValueError, match="engine must be one of auto, torch, fused-cpu, fused-cuda, not 'onnx'"):
-        open_engine(AttentionLSTM(FITTING), "cpu", engine="onnx")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("modules", "not_loaded"),
+    [("attnlstm.config, attnlstm.engines", "torch"), ("attnlstm.engines.fused_cuda", "triton")],
+)
+def test_what_takes_long_to_import_waits_until_it_is_needed(modules: str, not_loaded: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, {modules}; sys.exit({not_loaded!r} in sys.modules)"], check=True
+    )

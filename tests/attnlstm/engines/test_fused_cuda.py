@@ -63,14 +63,18 @@ def bits(scores: Scores) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [{"hidden_size": 11, "num_layers": 3, "attention_size": 13}, {"hidden_size": 33}],
+    ("sizes", "lengths"),
+    [
+        ({"hidden_size": 11, "num_layers": 3, "attention_size": 13}, LENGTHS),
+        ({"hidden_size": 33}, LENGTHS),
+        ({"hidden_size": 11, "num_layers": 1}, [70, 64, 65]),  # each of several blocks of the pooling
+    ],
     ids=str,
 )
-def test_scores_agree_with_float64(sizes: dict[str, int], ragged: Rows) -> None:
+def test_scores_agree_with_float64(sizes: dict[str, int], lengths: list[int], ragged: Rows) -> None:
     network = make_network(**sizes)
     network.config = replace(network.config, temperature=1.7)
-    rows = ragged(LENGTHS)
+    rows = ragged(lengths)
     engine = FusedCudaEngine(network)
     scores = engine.score(*rows)
     assert (engine.name, engine.device, engine.precision) == ("fused-cuda", "cpu", "float32")
@@ -100,12 +104,6 @@ def test_pieces_do_not_change_a_bit(ragged: Rows, monkeypatch: pytest.MonkeyPatc
     whole = engine.score(values, offsets)
     monkeypatch.setattr(fused_cuda, "SCRATCH_BYTES", 16 * 16 * 20)
     assert bits(engine.score(values.astype(np.int64), offsets.astype(np.int32))) == bits(whole)
-
-
-def test_a_row_of_several_blocks_of_the_pooling_agrees_with_float64(ragged: Rows) -> None:
-    network = make_network(hidden_size=11, num_layers=1)
-    rows = ragged([70, 64, 65])
-    check(network, FusedCudaEngine(network).score(*rows), *rows)
 
 
 @pytest.mark.parametrize("gates", [(-60, 60, 60, 60), (60, -60, 60, 60), (60, 60, -60, -60)], ids=str)
@@ -178,14 +176,11 @@ def test_a_number_that_is_none_stays_in_its_row(ragged: Rows) -> None:
     assert found.attention_weights[~of_row].tobytes() == expected.attention_weights[~of_row].tobytes()
 
 
-def test_no_rows_give_no_scores(ragged: Rows) -> None:
-    scores = FusedCudaEngine(make_network(hidden_size=11, num_layers=1)).score(*ragged([]))
+def test_no_rows_give_no_scores_and_unusable_ones_are_refused(ragged: Rows) -> None:
+    engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
+    scores = engine.score(*ragged([]))
     assert scores.probabilities.shape == (0, 5)
     assert scores.attention_weights.shape == (0,)
-
-
-def test_a_row_without_tokens_or_an_unknown_id_is_refused(ragged: Rows) -> None:
-    engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
     with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
         engine.score(*ragged([3, 0, 2]))
     with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
@@ -221,54 +216,47 @@ def test_networks_and_machines_that_do_not_fit_are_refused_with_a_reason(monkeyp
     assert str(fits(ModelConfig(classes=classes), "cuda")).startswith("triton, which comes with torch's CUDA builds,")
 
 
-def test_triton_is_imported_only_when_an_engine_is_made() -> None:
-    program = "import sys, attnlstm.engines.fused_cuda; sys.exit('triton' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 # Triton and the assembler in its wheel need no GPU to compile for one. A process of its own: a fault of LLVM's ends it.
 COMPILE = """
-import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from attnlstm.engines import fused_cuda, fused_cuda_kernel
 
-kind, H, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-if kind == "pool":
-    kernel, num_warps = fused_cuda_kernel.pool, 4
-    types = dict(
-        states="*fp32", begins="*i64", lengths="*i32", score_weights="*fp32", contexts="*fp64", weights="*fp32"
-    )
-    constants = dict(STEPS=1024 // H, D=2 * H)
-else:
-    kernel, num_warps = fused_cuda_kernel.run_layer, int(H * fused_cuda.WARPS_PER_UNIT)
-    types = dict(
-        source="*u8" if kind == "tokens" else "*fp32", above="*fp32", begins="*i64", lengths="*i32", num_rows="i32",
-        input_weights="*fp32", input_size="i32", recurrents="*fp32",
-    )
-    constants = dict(FROM_TOKENS=kind == "tokens", B=fused_cuda.ROWS_PER_PROGRAM, H=H, PRECISION=fused_cuda.PRECISION)
-signature = types | dict.fromkeys(constants, "constexpr")
-compiled = compile(
-    ASTSource(kernel, signature, constants, {}),
-    target=GPUTarget("cuda", capability, 32),
-    options=dict(num_warps=num_warps, num_stages=1, enable_fp_fusion=True),
+POOL = dict(states="*fp32", begins="*i64", lengths="*i32", score_weights="*fp32", contexts="*fp64", weights="*fp32")
+LAYER = dict(
+    source="*fp32", above="*fp32", begins="*i64", lengths="*i32", num_rows="i32", input_weights="*fp32",
+    input_size="i32", recurrents="*fp32",
 )
-assert compiled.asm["cubin"]
-print(compiled.metadata.shared)
+for H, capability in (16, 80), (16, 90), (32, 90), (64, 90):
+    pool = (fused_cuda_kernel.pool, POOL, dict(STEPS=1024 // H, D=2 * H), 4)
+    layer = dict(B=fused_cuda.ROWS_PER_PROGRAM, H=H, PRECISION=fused_cuda.PRECISION)
+    num_warps = int(H * fused_cuda.WARPS_PER_UNIT)
+    tokens, states = (
+        (fused_cuda_kernel.run_layer, LAYER | dict(source=source), dict(FROM_TOKENS=source == "*u8") | layer, num_warps)
+        for source in ("*u8", "*fp32")
+    )
+    for kernel, types, constants, num_warps in (tokens, states, pool):
+        compiled = compile(
+            ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, {}),
+            target=GPUTarget("cuda", capability, 32),
+            options=dict(num_warps=num_warps, num_stages=1, enable_fp_fusion=True),
+        )
+        assert compiled.asm["cubin"]
+        # Bytes of shared memory that capability 9.0 gives a program.
+        assert compiled.metadata.shared <= 232_448, (kernel, H, capability, compiled.metadata.shared)
+        print(kernel, H, capability)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tokens", "states", "pool"])
-@pytest.mark.parametrize(("hidden_size", "capability"), [(16, 80), (16, 90), (32, 90), (64, 90)])
-def test_kernels_compile_for_gpus(kind: str, hidden_size: int, capability: int, tmp_path: Path) -> None:
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", COMPILE, kind, str(hidden_size), str(capability)]
+    command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) <= 232_448  # bytes of shared memory that capability 9.0 gives a program
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 12
 
 
 # A process of its own: in this one the kernels may have been read for the interpreter.

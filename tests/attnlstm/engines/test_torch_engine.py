@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,11 @@ def bits(scores: Scores) -> tuple[bytes, bytes]:
     return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
 
 
+def check_close(found: Scores, expected: Scores, atol: float) -> None:
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=atol)
+    np.testing.assert_allclose(found.attention_weights, expected.attention_weights, atol=atol)
+
+
 @torch.no_grad()
 def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: AttentionLSTM, ragged: Rows) -> None:
     network.config = replace(network.config, temperature=1.7)
@@ -42,22 +48,12 @@ def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: Atten
         np.testing.assert_allclose(scores.attention_weights[start:end], weights[0].numpy(), atol=1e-5)
 
 
-def test_threads_do_not_change_a_bit(network: AttentionLSTM, ragged: Rows) -> None:
-    rows = ragged(LENGTHS * 3)
-    one, three = (TorchEngine(network, "cpu", threads).score(*rows) for threads in (1, 3))
-    assert one.probabilities.tobytes() == three.probabilities.tobytes()
-    assert one.attention_weights.tobytes() == three.attention_weights.tobytes()
-
-
-def test_several_threads_may_score_at_once(network: AttentionLSTM, ragged: Rows) -> None:
-    engine = TorchEngine(network, "cpu", threads=2)
-    inputs = [ragged(LENGTHS[:number]) for number in (3, 5, 7, 11)] * 3
-    expected = [engine.score(*rows) for rows in inputs]
+def test_neither_threads_nor_several_callers_at_once_change_a_bit(network: AttentionLSTM, ragged: Rows) -> None:
+    engines = [TorchEngine(network, "cpu", threads) for threads in (1, 3)]
+    inputs = [ragged(LENGTHS[:number] * 3) for number in (3, 5, 7, 11)] * 3
+    expected = [bits(engines[0].score(*rows)) for rows in inputs]
     with ThreadPoolExecutor(4) as callers:
-        found = list(callers.map(lambda rows: engine.score(*rows), inputs))
-    for one, other in zip(expected, found, strict=True):
-        assert one.probabilities.tobytes() == other.probabilities.tobytes()
-        assert one.attention_weights.tobytes() == other.attention_weights.tobytes()
+        assert list(callers.map(lambda rows: bits(engines[1].score(*rows)), inputs)) == expected
 
 
 def test_any_integers_will_do_and_none_are_written_to(network: AttentionLSTM, ragged: Rows) -> None:
@@ -77,9 +73,7 @@ def test_pieces_put_each_row_in_its_place(
     engine = TorchEngine(network, "cpu")
     whole = engine.score(*rows)
     monkeypatch.setattr(torch_engine, "PIECE_TOKENS", 80)
-    pieces = engine.score(*rows)
-    np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-6)
-    np.testing.assert_allclose(pieces.attention_weights, whole.attention_weights, atol=1e-6)
+    check_close(engine.score(*rows), whole, atol=1e-6)
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_and_so_are_later_ones(
@@ -90,9 +84,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_so_are_later_ones(
     tried = limit_memory(monkeypatch, num_tokens=70)
     engine = TorchEngine(network, "cpu")
     for _ in range(2):
-        found = engine.score(*rows)
-        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
-        np.testing.assert_allclose(found.attention_weights, expected.attention_weights, atol=1e-6)
+        check_close(engine.score(*rows), expected, atol=1e-6)
     assert [record.message for record in caplog.records] == [
         "The GPU's memory does not hold a batch of 244 tokens; from here on batches have at most 122.",
         "The GPU's memory does not hold a batch of 122 tokens; from here on batches have at most 61.",
@@ -135,16 +127,6 @@ def test_bfloat16_is_close_and_not_the_same(network: AttentionLSTM, ragged: Rows
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_a_precision_that_is_not_there_is_refused(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="precision float16 is for CUDA devices; on a CPU take bfloat16 or float32"):
-        TorchEngine(network, "cpu", precision="float16")
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, float16, not 'int8'"):
-        TorchEngine(network, "cpu", precision="int8")  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(ValueError, match="this processor has no instructions for bfloat16"):
-        TorchEngine(network, "cpu", precision="bfloat16")
-
-
 @pytest.mark.parametrize("chunk_tokens", [10**9, 1 << 22])
 def test_padding_is_at_most_2_percent_of_skewed_lengths(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # batches of the size that is used
@@ -170,12 +152,6 @@ def test_logits_are_before_the_temperature(network: AttentionLSTM, ragged: Rows)
     np.testing.assert_allclose((logits / 2.5).softmax(1).numpy(), expected, rtol=1e-6)
 
 
-def test_no_rows_give_no_scores(network: AttentionLSTM, ragged: Rows) -> None:
-    scores = TorchEngine(network, "cpu").score(*ragged([]))
-    assert scores.probabilities.shape == (0, 5)
-    assert scores.attention_weights.shape == (0,)
-
-
 def test_the_engine_keeps_the_weights_it_was_opened_with(network: AttentionLSTM, ragged: Rows) -> None:
     network.train()
     engine = TorchEngine(network, "cpu")
@@ -185,44 +161,48 @@ def test_the_engine_keeps_the_weights_it_was_opened_with(network: AttentionLSTM,
     np.testing.assert_array_equal(engine.score(*ragged(LENGTHS)).probabilities, before)
 
 
-def test_a_row_without_tokens_or_an_unknown_id_is_refused(network: AttentionLSTM, ragged: Rows) -> None:
+def test_no_rows_give_no_scores_and_unusable_ones_are_refused(network: AttentionLSTM, ragged: Rows) -> None:
     engine = TorchEngine(network, "cpu")
+    scores = engine.score(*ragged([]))
+    assert scores.probabilities.shape == (0, 5)
+    assert scores.attention_weights.shape == (0,)
     with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
         engine.score(*ragged([3, 0, 2]))
     with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
         engine.score(np.array([42], np.uint8), np.array([0, 1]))
 
 
-def test_a_device_that_is_not_there_is_refused(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA device here; use 'auto' or 'cpu'"),
+        ({"device": "tpu"}, "device must be 'auto', 'cpu' or 'cuda', not 'tpu'"),
+        ({"threads": 0}, "at least one thread is needed, not 0"),
+        ({"precision": "float16"}, "precision float16 is for CUDA devices; on a CPU take bfloat16 or float32"),
+        ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16, not 'int8'"),
+        ({"precision": "bfloat16"}, "this processor has no instructions for bfloat16"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_does_not_have_is_refused(
+    settings: dict[str, Any], message: str, network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA device here; use 'auto' or 'cpu'"):
-        TorchEngine(network, "cuda")
-    with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', not 'tpu'"):
-        TorchEngine(network, "tpu")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert TorchEngine(network, "auto").device == "cpu"
-
-
-def test_an_engine_needs_a_thread(network: AttentionLSTM) -> None:
-    with pytest.raises(ValueError, match="at least one thread is needed, not 0"):
-        TorchEngine(network, "cpu", threads=0)
+    with pytest.raises(ValueError, match=message):
+        TorchEngine(network, **{"device": "cpu", **settings})
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, ragged: Rows) -> None:
+@pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-5), ("bfloat16", 5e-3), ("float16", 5e-3)])
+def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, ragged: Rows, precision: Precision, atol: float) -> None:
     rows = ragged(LENGTHS)
-    cpu, cuda = (TorchEngine(network, device).score(*rows) for device in ("cpu", "cuda"))
-    np.testing.assert_allclose(cuda.probabilities, cpu.probabilities, atol=1e-5)
-    np.testing.assert_allclose(cuda.attention_weights, cpu.attention_weights, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_less_precision_on_cuda_is_close(network: AttentionLSTM, ragged: Rows, precision: Precision) -> None:
-    rows = ragged(LENGTHS)
-    exact, rough = TorchEngine(network, "cpu").score(*rows), TorchEngine(network, "cuda", 1, precision).score(*rows)
-    np.testing.assert_allclose(rough.probabilities, exact.probabilities, atol=5e-3)
+    exact, found = TorchEngine(network, "cpu").score(*rows), TorchEngine(network, "cuda", 1, precision).score(*rows)
+    np.testing.assert_allclose(found.probabilities, exact.probabilities, atol=atol)
+    if precision == "float32":
+        check_close(found, exact, atol)
 
 
 @pytest.mark.gpu
@@ -236,6 +216,4 @@ def test_pieces_and_calls_on_cuda_do_not_disturb_each_other(
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda rows: cuda.score(*rows), inputs))
     for rows, scores in zip(inputs, found, strict=True):
-        expected = cpu.score(*rows)
-        np.testing.assert_allclose(scores.probabilities, expected.probabilities, atol=1e-5)
-        np.testing.assert_allclose(scores.attention_weights, expected.attention_weights, atol=1e-5)
+        check_close(scores, cpu.score(*rows), atol=1e-5)
