@@ -10,6 +10,7 @@ import torch
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from attnlstm.training.rows import Labelled
+from builders import make_rows
 
 Ragged = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -32,13 +33,7 @@ def network(request: pytest.FixtureRequest) -> AttentionLSTM:
 
 @pytest.fixture
 def ragged() -> Callable[[list[int]], Ragged]:
-    """Rows of these lengths, of token ids that the networks know."""
-
-    def rows(lengths: list[int]) -> Ragged:
-        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        return np.random.default_rng(19).integers(0, 42, offsets[-1]).astype(np.uint8), offsets
-
-    return rows
+    return make_rows
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,22 @@
 rows are short and few. With a GPU the same, and a row longer than cuDNN takes, compiled.
 """
 
-import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import builders
 from attnlstm.config import ModelConfig
-from attnlstm.engines import Scores, fused_cuda
+from attnlstm.engines import fused_cuda
 from attnlstm.engines.fused_cuda import FusedCudaEngine, fits
-from attnlstm.network import AttentionLSTM
+from builders import bits, check_scores, make_network
 
 pytest.importorskip("triton")
 
@@ -34,32 +33,6 @@ Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 def one_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 slots for all rows of a direction, so that more rows than these take turns."""
     monkeypatch.setitem(fused_cuda.PROGRAMS_PER_MULTIPROCESSOR, 16, 1)
-
-
-def make_network(**sizes: object) -> AttentionLSTM:
-    torch.manual_seed(17)
-    config = ModelConfig(num_embeddings=43, embedding_dim=7, classes=tuple("abcde"), **sizes)  # type: ignore[arg-type]
-    network = AttentionLSTM(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(3)
-    return network
-
-
-@torch.no_grad()
-def check(network: AttentionLSTM, scores: Scores, values: np.ndarray, offsets: np.ndarray, atol: float = 1e-6) -> None:
-    """The scores are what the network gives for each row alone in float64."""
-    exact = copy.deepcopy(network).double()
-    for row, (start, end) in enumerate(pairwise(offsets)):
-        token_ids = torch.from_numpy(values[start:end].astype(np.int64))[None]
-        logits, weights = exact(token_ids, torch.tensor([end - start]))
-        probabilities = (logits[0] / network.config.temperature).softmax(0).numpy()
-        np.testing.assert_allclose(scores.probabilities[row], probabilities, rtol=0, atol=atol)
-        np.testing.assert_allclose(scores.attention_weights[start:end], weights[0].numpy(), rtol=0, atol=atol)
-
-
-def bits(scores: Scores) -> tuple[bytes, bytes]:
-    return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +52,7 @@ def test_scores_agree_with_float64(sizes: dict[str, int], lengths: list[int], ra
     scores = engine.score(*rows)
     assert (engine.name, engine.device, engine.precision) == ("fused-cuda", "cpu", "float32")
     assert scores.probabilities.dtype == scores.attention_weights.dtype == np.float32
-    check(network, scores, *rows)
+    check_scores(network, scores, *rows)
 
 
 @pytest.mark.usefixtures("one_program")
@@ -89,7 +62,7 @@ def test_rows_that_take_turns_have_the_bits_that_they_have_alone(lengths: list[i
     values, offsets = ragged(lengths)
     engine = FusedCudaEngine(network)
     scores = engine.score(values, offsets)
-    check(network, scores, values, offsets)
+    check_scores(network, scores, values, offsets)
     for row in (0, 17, len(lengths) - 1):
         start, end = offsets[row : row + 2]
         alone = engine.score(values[start:end], np.array([0, end - start]))
@@ -115,7 +88,7 @@ def test_saturated_gates_agree_with_float64(gates: tuple[int, ...], ragged: Rows
         if "bias_ih" in name:
             parameter.copy_(torch.tensor(gates).repeat_interleave(11))  # of i, f, g and o
     rows = ragged([30, 3, 1])
-    check(network, FusedCudaEngine(network).score(*rows), *rows, atol=2e-7)
+    check_scores(network, FusedCudaEngine(network).score(*rows), *rows, atol=2e-7)
 
 
 @torch.no_grad()
@@ -144,7 +117,7 @@ def test_large_logits_and_scores_are_no_trouble(ragged: Rows) -> None:
     scores = FusedCudaEngine(network).score(values, offsets)
     np.testing.assert_array_equal(scores.probabilities.max(1), 1)
     np.testing.assert_allclose(np.add.reduceat(scores.attention_weights, offsets[:-1]), 1, atol=1e-6)
-    check(network, scores, values, offsets)
+    check_scores(network, scores, values, offsets)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-39])
@@ -154,7 +127,7 @@ def test_tiny_weights_agree_with_float64(scale: float, ragged: Rows) -> None:
     for parameter in network.parameters():
         parameter.mul_(scale)
     rows = ragged(LENGTHS)
-    check(network, FusedCudaEngine(network).score(*rows), *rows)
+    check_scores(network, FusedCudaEngine(network).score(*rows), *rows)
 
 
 @pytest.mark.usefixtures("one_program")
@@ -260,26 +233,24 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
 
 
 # A process of its own: in this one the kernels may have been read for the interpreter.
-ON_GPU = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import numpy as np
-from test_fused_cuda import FusedCudaEngine, check, make_network
+ON_GPU = """
+from attnlstm.engines.fused_cuda import FusedCudaEngine
+from builders import check_scores, make_network, make_rows
 
 for hidden_size, lengths in (16, [5, 61, 1, 17] * 2000), (11, [70_000, 1]), (32, [300, 2]), (64, [300, 2]):
     network = make_network(hidden_size=hidden_size)
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    values = np.random.default_rng(19).integers(0, 42, offsets[-1]).astype(np.uint8)
+    values, offsets = make_rows(lengths)
     scores = FusedCudaEngine(network).score(values, offsets)
     kept = min(len(lengths), 40)
     scores = type(scores)(scores.probabilities[:kept], scores.attention_weights[: offsets[kept]])
-    check(network, scores, values, offsets[: kept + 1], atol=2e-6)
+    check_scores(network, scores, values, offsets[: kept + 1], atol=2e-6)
 """
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_agrees_with_float64() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = os.environ | {"PYTHONPATH": str(Path(builders.__file__).parent)}
+    environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, "-c", ON_GPU], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
