@@ -17,11 +17,11 @@ from flows.operations.rescore import Checkpoints, Rescored, score_again
 from flows.orchestration.facts import counted
 from storage.locations import Location
 from storage.locks import only_run
-from storage.output.findings import Problem
 from storage.output.layout import Output, OutputSettings
 from storage.output.manifests import ExpectedTime, expected_time
 from storage.output.orphans import Removable, find_leftovers, find_orphans, remove
 from storage.output.plan import UP_TO_DATE, Mode, OutputPlan, existing_output, plan_output
+from storage.output.side_by_side import Problem
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import Registry
 

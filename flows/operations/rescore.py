@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 from storage.errors import RegistryError
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRules, decode_tokens
-from storage.output.findings import Problem
-from storage.output.layout import Stamp
+from storage.output.layout import PREDICTIONS, Stamp
 from storage.output.plan import OutputPlan
-from storage.output.side_by_side import read_side_by_side
+from storage.output.side_by_side import Problem, open_attention_file, open_predictions_file, read_side_by_side
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -108,26 +107,27 @@ def score_again(planned: OutputPlan, stamps: dict[str, Stamp], checkpoints: Chec
             stamp = stamps[shard.name]
             if stamp.checkpoint_digest not in engines:
                 engines[stamp.checkpoint_digest] = checkpoints.engine(stamp)
-            for row, kind, difference in _differences(planned, shard, engines[stamp.checkpoint_digest], chosen):
-                scored += kind == "predictions"
+            for path, row, difference in _differences(planned, shard, engines[stamp.checkpoint_digest], chosen):
+                scored += path.startswith(f"{PREDICTIONS}/")
                 greatest = max(greatest, difference)
                 if not difference <= _TOLERANCE:
                     what = f"differs by {difference:.2g} from what scoring again gives, expected {_TOLERANCE} or less"
-                    problems.append(Problem(f"{kind}/{shard.name}", row, what))
+                    problems.append(Problem(path, row, what))
     return Rescored(scored, greatest, tuple(problems))
 
 
 def _differences(
     planned: OutputPlan, shard: Shard, engine: "Engine", chosen: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, str, float]]:
-    """(row, "predictions" or "attention", greatest difference) of each chosen row that has scores.
+) -> Iterator[tuple[str, int, float]]:
+    """(path, row, greatest difference) of each chosen row that has scores, in both files of a shard.
 
     chosen: positions in the shard, sorted.
     """
     settings = planned.output.settings
     # Which rows can be scored was checked before; here those that have scores count.
     rules = TokenRules(2**31, settings.max_tokens, settings.long_rows)
-    for piece in read_side_by_side(planned.source.root, planned.output, shard):
+    predictions, attention = open_predictions_file(planned.output, shard), open_attention_file(planned.output, shard)
+    for piece in read_side_by_side(planned.source.root, shard, settings, predictions, attention):
         inside = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.source.num_rows)] - piece.first
         places = inside[piece.predictions["error"].is_null().to_numpy()[inside]]
         if not len(places):
@@ -139,18 +139,18 @@ def _differences(
         scores = engine.score(np.concatenate(sequences), offsets)
         written = pc.list_flatten(piece.predictions["probabilities"].take(pa.array(places))).to_numpy()
         differences = np.abs(written.reshape(scores.probabilities.shape) - scores.probabilities).max(axis=1)
-        yield from _each(piece.first + places, "predictions", differences)
-        if piece.attention is not None:
-            attention = piece.attention.select(piece.attention.column_names[1:]).take(pa.array(places))
-            differences = _weight_differences(attention, scores.attention_weights, offsets)
-            yield from _each(piece.first + places, "attention", differences)
+        yield from _each(predictions.path, piece.first + places, differences)
+        if attention and piece.attention is not None:
+            written_weights = piece.attention.select(piece.attention.column_names[1:]).take(pa.array(places))
+            differences = _weight_differences(written_weights, scores.attention_weights, offsets)
+            yield from _each(attention.path, piece.first + places, differences)
 
 
 def _each(
-    rows: npt.NDArray[np.int64], kind: str, differences: npt.NDArray[np.float32]
-) -> Iterator[tuple[int, str, float]]:
+    path: str, rows: npt.NDArray[np.int64], differences: npt.NDArray[np.float32]
+) -> Iterator[tuple[str, int, float]]:
     for row, difference in zip(rows.tolist(), differences.tolist(), strict=True):
-        yield row, kind, difference
+        yield path, row, difference
 
 
 def _weight_differences(

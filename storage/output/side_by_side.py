@@ -1,25 +1,33 @@
-"""Reading in lock-step what went into an output and what came out: input rows, their predictions, their attention.
+"""Reading in step what went into an output and what came out, and comparing columns of the two.
 
-Owns that the three stay in step, in pieces of bounded size, and the errors that name a file of the output that can't be
-read. Knows nothing about what the rows should say.
+Owns that input rows, their predictions and their attention stay in step, in pieces of bounded size; the errors that
+name a file of the output that can't be read; when two values count as the same; and the list of what was found to be
+wrong. Knows nothing about what the rows should say: that is for `verification`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from storage.errors import FileError, first_line
 from storage.footers import Footer, read_footer
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.locations import Location
-from storage.output.layout import Output
+from storage.output.layout import ATTENTION, PREDICTIONS, Output, OutputSettings
+
+Flags = npt.NDArray[np.bool_]
 
 # Rows decoded at once; as in `storage.input.reading`, small since a row can be large.
 _DECODE_ROWS = 1024
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,57 @@ class OutputFileError(FileError):
         self.path, self.row, self.what = path, row, what
 
 
-def read_side_by_side(source_root: Location, output: Output, shard: Shard) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of the output, whose footer has been read. path: below the output's root."""
+
+    path: str
+    location: Location
+    footer: Footer
+
+    @classmethod
+    def open(cls, output: Output, path: str) -> "OutputFile":
+        """Raises OutputFileError if the file is missing or its footer can't be read."""
+        with _reading(path, None):
+            return cls(path, output.root / path, read_footer(output.root / path))
+
+    @contextmanager
+    def rows(self, columns: list[str] | None = None) -> Iterator["RowReader"]:
+        """The rows from the first one on. columns: by default, all. Raises OutputFileError if they can't be opened."""
+        with ExitStack() as stack:
+            with _reading(self.path, None):
+                stored = stack.enter_context(self.location.filesystem.open_input_file(self.location.path))
+                # Checksums are verified where there are any. Without `pre_buffer` memory stays flat.
+                file = pq.ParquetFile(
+                    stored, metadata=self.footer.metadata, pre_buffer=False, page_checksum_verification=True
+                )
+            yield RowReader(self.path, file, columns or self.footer.schema.names)
+
+
+def open_predictions_file(output: Output, shard: Shard) -> OutputFile:
+    """Raises OutputFileError if the file can't be opened."""
+    return OutputFile.open(output, f"{PREDICTIONS}/{shard.name}")
+
+
+def open_attention_file(output: Output, shard: Shard) -> OutputFile | None:
+    """None for an output without attention. Raises OutputFileError if the file can't be opened."""
+    return None if output.settings.attention.kind == "none" else OutputFile.open(output, f"{ATTENTION}/{shard.name}")
+
+
+def read_side_by_side(
+    source_root: Location, shard: Shard, settings: OutputSettings, predictions: OutputFile, attention: OutputFile | None
+) -> Iterator[Piece]:
     """A shard's rows with their predictions and attention, in order, in pieces of bounded size.
 
     Raises OutputFileError if a file of the output can't be read, FileError if the input can't.
     """
     with ExitStack() as stack:
-        predictions = stack.enter_context(open_rows(output, f"predictions/{shard.name}"))
-        attention = None
-        if output.settings.attention.kind != "none":
-            attention = stack.enter_context(open_rows(output, f"attention/{shard.name}"))
+        predicted = stack.enter_context(predictions.rows())
+        attended = stack.enter_context(attention.rows()) if attention else None
         first = 0
-        for table in read_shard(source_root, shard, output.settings.columns, chunk_bytes=output.settings.chunk_bytes):
+        for table in read_shard(source_root, shard, settings.columns, chunk_bytes=settings.chunk_bytes):
             count = table.num_rows
-            yield Piece(first, table, predictions.take(count), attention.take(count) if attention else None)
+            yield Piece(first, table, predicted.take(count), attended.take(count) if attended else None)
             first += count
 
 
@@ -93,28 +138,6 @@ class RowReader:
 
 
 @contextmanager
-def open_rows(output: Output, path: str, columns: list[str] | None = None) -> Iterator[RowReader]:
-    """Open a file of the output at its first row. path: below the output's root. columns: by default, all.
-
-    Raises OutputFileError if the file can't be opened.
-    """
-    location = output.root / path
-    footer = read_output_footer(output, path)
-    with ExitStack() as stack:
-        with _reading(path, None):
-            stored = stack.enter_context(location.filesystem.open_input_file(location.path))
-            # Checksums are verified where there are any. Without `pre_buffer` memory stays flat.
-            file = pq.ParquetFile(stored, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
-        yield RowReader(path, file, columns or footer.schema.names)
-
-
-def read_output_footer(output: Output, path: str) -> Footer:
-    """The footer of a file of the output. path: below its root. Raises OutputFileError if it can't be read."""
-    with _reading(path, None):
-        return read_footer(output.root / path)
-
-
-@contextmanager
 def _reading(path: str, row: int | None) -> Iterator[None]:
     """Has errors say which file of the output can't be read, and from which row on."""
     try:
@@ -123,3 +146,143 @@ def _reading(path: str, row: int | None) -> Iterator[None]:
         raise OutputFileError(path, None, "missing") from None
     except (pa.ArrowException, OSError, ValueError, FileError) as error:
         raise OutputFileError(path, row, f"can't be read: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and where. path: below the output's root. row: position in that file, from 0; None for all."""
+
+    path: str
+    row: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.row is None else f', row {self.row}'}: {self.what}"
+
+
+@dataclass
+class Findings:
+    """The first problems of a shard, in order of their rows, and how many more there are."""
+
+    limit: int
+    kept: list[Problem] = field(default_factory=list)
+    num_more: int = 0
+    _new: list[Problem] = field(default_factory=list)
+
+    def add(self, path: str, row: int | None, what: str) -> None:
+        self._new.append(Problem(path, row, what))
+
+    def add_rows(
+        self, path: str, rows: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_], what: Callable[[int], str]
+    ) -> None:
+        """rows: (N,), positions in the file. wrong: bool (N,), which of them are. what: says it of the i-th of N."""
+        places = np.flatnonzero(wrong)
+        for place in places[: self.limit].tolist():
+            self.add(path, int(rows[place]), what(place))
+        self.num_more += max(0, len(places) - self.limit)
+
+    def settle(self) -> None:
+        """Keep the first of those that were added since the last call."""
+        self._new.sort(key=lambda problem: -1 if problem.row is None else problem.row)
+        room = self.limit - len(self.kept)
+        self.kept += self._new[:room]
+        self.num_more += len(self._new[room:])
+        self._new = []
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """N rows of the file `path`. at: (N,), their positions in it. findings: where what is wrong is told."""
+
+    findings: Findings
+    path: str
+    table: pa.Table
+    at: npt.NDArray[np.int64]
+
+    @classmethod
+    def starting(cls, first: int, table: pa.Table, path: str, findings: Findings) -> "CheckedRows":
+        """Neighbours, the first of them at the position `first`."""
+        return cls(findings, path, table, first + np.arange(table.num_rows))
+
+    def tell(self, wrong: Flags, what: Callable[[int], str]) -> None:
+        """wrong: bool (N,). what: says what is wrong with the i-th of N rows."""
+        self.findings.add_rows(self.path, self.at, wrong, what)
+
+    def shown(self, name: str, row: int) -> str:
+        """A value for a message."""
+        return _show(self.table[name][row])
+
+    def only(self, columns: list[str], wanted: Flags) -> "CheckedRows":
+        """The rows where `wanted`, bool (N,), with these columns; of some types, such as string views, none can be."""
+        table = self.table.select(columns).filter(pa.array(wanted))
+        return CheckedRows(self.findings, self.path, table, self.at[wanted])
+
+    def check_equal(self, name: str, expected: pa.ChunkedArray) -> None:
+        """expected: N values; a null equals a null, and NaN equals NaN."""
+        self.tell(
+            _differing(self.table[name], expected),
+            lambda row: f"{name} is {self.shown(name, row)}, expected {_show(expected[row])}",
+        )
+
+    def check_presence(self, name: str, wanted: Flags) -> Flags:
+        """bool (N,): where there is a value. wanted: bool (N,), where there should be one."""
+        is_there: Flags = self.table[name].is_valid().to_numpy()
+        self.tell(wanted & ~is_there, lambda row: f"{name} is null, expected a value in a row without an error")
+        self.tell(is_there & ~wanted, lambda row: f"{name} is {self.shown(name, row)}, expected null beside an error")
+        return is_there
+
+    def check_lengths(self, name: str, expected: npt.NDArray[np.int64]) -> Flags:
+        """bool (N,): where a list is as long as expected; one that is null is for `check_presence` to tell of."""
+        lengths = pc.list_value_length(self.table[name])
+        is_right: Flags = pc.fill_null(pc.equal(lengths, pa.array(expected)), True).to_numpy()
+        self.tell(~is_right, lambda row: f"{name} has {lengths[row]} values, expected {expected[row]}")
+        return is_right
+
+
+def _show(value: pa.Scalar) -> str:
+    """A value in a message, cut short if it is long."""
+    try:
+        content = value.as_py()
+    except (ValueError, OverflowError):
+        content = str(value.type)
+    text = "null" if content is None else repr(content)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def _differing(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> Flags:
+    """bool (N,): where two columns of N rows differ. Nulls are equal to each other, and so are NaNs."""
+    found, expected = _comparable(found), _comparable(expected)
+    differ: Flags = found.is_null().to_numpy() != expected.is_null().to_numpy()
+    try:
+        found = found.cast(expected.type)
+        differ |= pc.fill_null(pc.not_equal(found, expected), False).to_numpy()
+        if pt.is_floating(expected.type):
+            both = pc.and_(pc.is_nan(found), pc.is_nan(expected))
+            differ &= ~pc.fill_null(both, False).to_numpy()
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError):
+        # Nested columns, which no kernel compares, and such as do not even have the same type.
+        differ = np.zeros(len(expected), bool)
+        _mark_differing(found, expected, 0, differ)
+    return differ
+
+
+def _mark_differing(found: pa.ChunkedArray, expected: pa.ChunkedArray, first: int, differ: Flags) -> None:
+    """By halves, so that equal stretches cost one comparison."""
+    count = len(expected)
+    if found.equals(expected):
+        return
+    if count == 1:
+        differ[first] = repr(found[0].as_py()) != repr(expected[0].as_py())  # by their text, NaN equals NaN
+        return
+    half = count // 2
+    _mark_differing(found[:half], expected[:half], first, differ)
+    _mark_differing(found[half:], expected[half:], first + half, differ)
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if pt.is_dictionary(kind):
+        return _comparable(column.cast(kind.value_type))
+    if pt.is_string_view(kind):
+        return column.cast(pa.large_string())
+    return column.cast(pa.large_binary()) if pt.is_binary_view(kind) else column

@@ -1,8 +1,9 @@
 """Checking an output against its input, from Parquet alone: every row once, in order, with sums that add up.
 
-Owns which checks an output has to pass, shard by shard, and those of its footers: what they say the files were made
-from, and which columns they have. Knows nothing about networks: whether a probability is the right one, only scoring
-again can tell.
+Owns which checks an output has to pass, shard by shard: what the footers say the files were made from and which columns
+they have, that rows and their ids are those of the input, that probabilities and weights make sense. How files are read
+and values compared is for `side_by_side`. Knows nothing about networks: whether a probability is the right one, only
+scoring again can tell.
 """
 
 import json
@@ -14,24 +15,30 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import FileError, first_line
-from storage.footers import Footer
 from storage.input.columns import PREDICTION_COLUMNS
 from storage.input.shards import Shard
 from storage.input.sources import partition_values
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
-from storage.output.attention_checks import check_attention
-from storage.output.checked_rows import CheckedRows
-from storage.output.findings import Findings, Problem
-from storage.output.layout import STAMP_KEY, Output, Stamp
+from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.output.orphans import find_orphans
 from storage.output.plan import OutputPlan
-from storage.output.prediction_checks import check_predictions
-from storage.output.side_by_side import OutputFileError, Piece, open_rows, read_output_footer, read_side_by_side
+from storage.output.side_by_side import (
+    CheckedRows,
+    Findings,
+    OutputFile,
+    OutputFileError,
+    Piece,
+    Problem,
+    open_attention_file,
+    open_predictions_file,
+    read_side_by_side,
+)
 from storage.registry.checkpoints import CheckpointId
 
 # No vocabulary is this large: for tokens where nothing says how large it was.
@@ -47,6 +54,11 @@ _TYPES = {
 }
 # Rows of a predictions file whose errors are looked at before anything is compared; one short column.
 _ERRORS_AT_ONCE = 65_536
+# How far the sum of a row's float32 probabilities may be from 1.
+_PROBABILITY_TOLERANCE = 1e-4
+# How far the sum of a row's weights may be from 1. They are normalised by a float32 sum; in 8 lanes or more, n terms
+# are off by n / 8 roundings of 2**-24 at most, besides what the exponentials and the division cost.
+_WEIGHT_TOLERANCE, _WEIGHT_TOLERANCE_PER_TOKEN = 1e-5, 2.0**-24 / 8
 
 
 @dataclass(frozen=True)
@@ -95,8 +107,10 @@ def verify_output(
 
 @dataclass(frozen=True)
 class _Made:
-    """What a predictions file says of itself. stamp: with the counts."""
+    """A shard's files, and what that of the predictions says of itself. stamp: with the counts."""
 
+    predictions: OutputFile
+    attention: OutputFile | None
     stamp: dict[str, Any]
     classes: tuple[str, ...]
 
@@ -109,7 +123,6 @@ class _ShardCheck:
     ) -> None:
         self._output, self._settings = output, output.settings
         self._source_root, self._shard, self._vocabularies = source_root, shard, vocabularies
-        self._predictions, self._attention = f"predictions/{shard.name}", f"attention/{shard.name}"
         self.findings = Findings(max_problems)
         self.num_rows = 0
 
@@ -126,70 +139,72 @@ class _ShardCheck:
 
     def _check_footers(self) -> _Made | None:
         """What the footers say made the files; None where they are of another making: then all rows would differ."""
-        footer = read_output_footer(self._output, self._predictions)
-        recorded = self._recorded(self._predictions, footer)
+        predictions = open_predictions_file(self._output, self._shard)
+        recorded = self._recorded(predictions)
         checkpoint = CheckpointId(recorded.get("checkpoint", ""), recorded.get("checkpoint_digest", ""))
         expected = Stamp.of(self._shard, checkpoint, self._settings)
-        right = self._check_stamp(self._predictions, recorded, expected)
+        right = self._check_stamp(predictions, recorded, expected)
         names = [name for name in self._settings.columns.keep if name not in partition_values(self._shard.file)]
-        right &= self._check_columns(self._predictions, footer, ["id", *names, *PREDICTION_COLUMNS[1:]])
-        saving = self._settings.attention
-        if saving.kind != "none":
-            attention = read_output_footer(self._output, self._attention)
-            right &= self._check_stamp(self._attention, self._recorded(self._attention, attention), expected)
-            positions = ["positions"] if saving.kind == "top" else []
-            right &= self._check_columns(self._attention, attention, ["id", *positions, "weights"])
+        right &= self._check_columns(predictions, ["id", *names, *PREDICTION_COLUMNS[1:]])
+        attention = open_attention_file(self._output, self._shard)
+        if attention:
+            right &= self._check_stamp(attention, self._recorded(attention), expected)
+            positions = ["positions"] if self._settings.attention.kind == "top" else []
+            right &= self._check_columns(attention, ["id", *positions, "weights"])
         if not right:
             return None
-        classes = self._classes(footer)
-        return _Made(recorded, classes) if classes else None
+        classes = self._classes(predictions)
+        return _Made(predictions, attention, recorded, classes) if classes else None
 
-    def _recorded(self, path: str, footer: Footer) -> dict[str, Any]:
+    def _recorded(self, file: OutputFile) -> dict[str, Any]:
         """The stamp in a footer, as it stands there; empty if there is none."""
         try:
-            recorded = json.loads(footer.key_values[STAMP_KEY])
+            recorded = json.loads(file.footer.key_values[STAMP_KEY])
         except (KeyError, ValueError):
             return {}
         return recorded if isinstance(recorded, dict) else {}
 
-    def _check_stamp(self, path: str, recorded: dict[str, Any], expected: Stamp) -> bool:
+    def _check_stamp(self, file: OutputFile, recorded: dict[str, Any], expected: Stamp) -> bool:
         if not recorded:
-            self.findings.add(path, None, "its footer does not say what it was made from")
+            self.findings.add(file.path, None, "its footer does not say what it was made from")
             return False
         wrong = {name: value for name, value in asdict(expected).items() if recorded.get(name) != value}
         for name, value in wrong.items():
             why = ": it was made from other content than the input has now" if name == "fingerprint" else ""
-            self.findings.add(path, None, f"its footer has {name} {recorded.get(name)!r}, expected {value!r}{why}")
+            self.findings.add(file.path, None, f"its footer has {name} {recorded.get(name)!r}, expected {value!r}{why}")
         return not wrong
 
-    def _check_columns(self, path: str, footer: Footer, expected: list[str]) -> bool:
+    def _check_columns(self, file: OutputFile, expected: list[str]) -> bool:
         """Names, their order, and the types of columns that are ours; how many rows there are, besides."""
-        if footer.metadata.num_rows != self._shard.num_rows:
-            self.findings.add(path, None, f"holds {footer.metadata.num_rows} rows, expected {self._shard.num_rows}")
-        found = [f"{column.name} ({column.type})" if column.name in _TYPES else column.name for column in footer.schema]
+        num_rows, schema = file.footer.metadata.num_rows, file.footer.schema
+        if num_rows != self._shard.num_rows:
+            self.findings.add(file.path, None, f"holds {num_rows} rows, expected {self._shard.num_rows}")
+        found = [f"{column.name} ({column.type})" if column.name in _TYPES else column.name for column in schema]
         wanted = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in expected]
         if found != wanted:
-            self.findings.add(path, None, f"has the columns {', '.join(found)}; expected {', '.join(wanted)}")
+            self.findings.add(file.path, None, f"has the columns {', '.join(found)}; expected {', '.join(wanted)}")
         return found == wanted
 
-    def _classes(self, footer: Footer) -> tuple[str, ...]:
+    def _classes(self, file: OutputFile) -> tuple[str, ...]:
         try:
-            classes = tuple(json.loads((footer.schema.metadata or {})[b"classes"]))
+            classes = tuple(json.loads((file.footer.schema.metadata or {})[b"classes"]))
         except (KeyError, ValueError, TypeError):
             classes = ()
-        kind = footer.schema.field("probabilities").type
+        kind = file.footer.schema.field("probabilities").type
         if not classes or kind != pa.list_(pa.float32(), len(classes)):
             named = ", ".join(map(str, classes)) or "nowhere"
             what = f"probabilities are {kind}, and the classes that its footer names are {named}"
-            self.findings.add(self._predictions, None, what)
+            self.findings.add(file.path, None, what)
             return ()
         return classes
 
     def _check_rows(self, made: _Made, on_rows: Callable[[int], None]) -> None:
-        vocabulary = self._vocabularies.get(made.stamp["checkpoint_digest"]) or self._vocabulary_by_errors()
+        vocabulary = self._vocabularies.get(made.stamp["checkpoint_digest"]) or _vocabulary_by_errors(made.predictions)
         rules = TokenRules(vocabulary, self._settings.max_tokens, self._settings.long_rows)
         counts = {"num_errors": 0, "num_tokens": 0}
-        for piece in read_side_by_side(self._source_root, self._output, self._shard):
+        for piece in read_side_by_side(
+            self._source_root, self._shard, self._settings, made.predictions, made.attention
+        ):
             rows = decode_tokens(piece.source[self._settings.columns.tokens], rules)
             self._check_piece(piece, rows, made)
             self.findings.settle()
@@ -200,42 +215,44 @@ class _ShardCheck:
         for name, count in counts.items():
             if made.stamp.get(name) != count:
                 what = f"its footer has {name} {made.stamp.get(name)!r}, expected {count}"
-                self.findings.add(self._predictions, None, what)
+                self.findings.add(made.predictions.path, None, what)
 
     def _check_piece(self, piece: Piece, rows: TokenRows, made: _Made) -> None:
         ids = self._ids(piece)
         kept = [name for name in self._settings.columns.keep if name in piece.source.column_names]
-        check_predictions(
-            CheckedRows.starting(piece.first, piece.predictions, self._predictions, self.findings),
+        _check_predictions(
+            CheckedRows.starting(piece.first, piece.predictions, made.predictions.path, self.findings),
             _first_rows(rows, piece.predictions.num_rows),
             {"id": ids, **{name: piece.source[name] for name in kept}},
             made.stamp["checkpoint"],
             made.classes,
         )
-        if piece.attention is not None:
-            check_attention(
-                CheckedRows.starting(piece.first, piece.attention, self._attention, self.findings),
+        if made.attention and piece.attention is not None:
+            _check_attention(
+                CheckedRows.starting(piece.first, piece.attention, made.attention.path, self.findings),
                 _first_rows(rows, piece.attention.num_rows),
                 ids,
                 self._settings.attention,
             )
-        for path, table in ((self._predictions, piece.predictions), (self._attention, piece.attention)):
-            if table is not None and table.num_rows < piece.source.num_rows:
-                self.findings.add(path, piece.first + table.num_rows, "the file ends before this row")
-
-    def _vocabulary_by_errors(self) -> int:
-        sizes: set[int] = set()
-        with open_rows(self._output, self._predictions, ["error"]) as reader:
-            while (table := reader.take(_ERRORS_AT_ONCE)).num_rows:
-                errors = (_OUTSIDE_VOCABULARY.fullmatch(error or "") for error in pc.unique(table["error"]).to_pylist())
-                sizes |= {int(match.group(1)) + 1 for match in errors if match}
-        return sizes.pop() if len(sizes) == 1 else _UNKNOWN_VOCABULARY
+        for file, table in ((made.predictions, piece.predictions), (made.attention, piece.attention)):
+            if file and table is not None and table.num_rows < piece.source.num_rows:
+                self.findings.add(file.path, piece.first + table.num_rows, "the file ends before this row")
 
     def _ids(self, piece: Piece) -> pa.ChunkedArray:
         if self._settings.columns.id in piece.source.column_names:
             return piece.source[self._settings.columns.id]
         first = self._shard.first_row + piece.first
         return pa.chunked_array([np.arange(first, first + piece.source.num_rows)])
+
+
+def _vocabulary_by_errors(predictions: OutputFile) -> int:
+    """How many token ids the checkpoint knew, where all errors of the file that say so agree."""
+    sizes: set[int] = set()
+    with predictions.rows(["error"]) as reader:
+        while (table := reader.take(_ERRORS_AT_ONCE)).num_rows:
+            errors = (_OUTSIDE_VOCABULARY.fullmatch(error or "") for error in pc.unique(table["error"]).to_pylist())
+            sizes |= {int(match.group(1)) + 1 for match in errors if match}
+    return sizes.pop() if len(sizes) == 1 else _UNKNOWN_VOCABULARY
 
 
 def _first_rows(rows: TokenRows, count: int) -> TokenRows:
@@ -248,3 +265,116 @@ def _first_rows(rows: TokenRows, count: int) -> TokenRows:
         truncated=rows.truncated[:count],
         errors=rows.errors[:count],
     )
+
+
+def _check_predictions(
+    found: CheckedRows,
+    tokens: TokenRows,
+    carried: dict[str, pa.ChunkedArray],
+    checkpoint: str,
+    classes: tuple[str, ...],
+) -> None:
+    """found: N rows of predictions. tokens: of these rows. carried: id and kept columns, N values each or more."""
+    num_rows = found.table.num_rows
+    expected = carried | {
+        "num_tokens": pa.chunked_array([pa.array(tokens.num_tokens, mask=tokens.num_tokens < 0)]),
+        "truncated": pa.chunked_array([pa.array(tokens.truncated)]),
+        "error": pa.chunked_array([tokens.errors]),
+        "checkpoint": pa.chunked_array([pa.repeat(checkpoint, num_rows)]),
+    }
+    for name, column in expected.items():
+        found.check_equal(name, column[:num_rows])
+    is_scored = found.table["error"].is_null().to_numpy()
+    is_whole = is_scored.copy()
+    for name in ("prediction", "score", "probabilities"):
+        is_whole &= found.check_presence(name, is_scored)
+    _check_probabilities(found.only(["prediction", "score", "probabilities"], is_whole), classes)
+
+
+def _check_probabilities(found: CheckedRows, classes: tuple[str, ...]) -> None:
+    """found: rows that have a prediction, a score and probabilities."""
+    flat = pc.list_flatten(found.table["probabilities"]).to_numpy()  # NaN for a null
+    probabilities = flat.reshape(-1, len(classes))
+    in_range = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    best = probabilities.max(axis=1, initial=0)
+    scores = found.table["score"].to_numpy()
+    codes = pc.fill_null(pc.index_in(found.table["prediction"], pa.array(classes)), -1).to_numpy()
+    # Of equal probabilities either class will do.
+    is_best = (codes >= 0) & (probabilities[np.arange(len(codes)), codes] == best)
+    found.tell(~in_range, lambda row: f"probabilities are {found.shown('probabilities', row)}, expected all in 0..1")
+    found.tell(
+        in_range & (np.abs(sums - 1) > _PROBABILITY_TOLERANCE),
+        lambda row: f"probabilities sum to {sums[row]:.6f}, expected 1",
+    )
+    found.tell(
+        in_range & (scores != best),
+        lambda row: f"score is {scores[row]}, expected {best[row]}, the largest probability",
+    )
+    found.tell(
+        in_range & ~is_best,
+        lambda row: (
+            f"prediction is {found.shown('prediction', row)}, "
+            f"expected {classes[probabilities[row].argmax()]!r}, the class of the largest probability"
+        ),
+    )
+
+
+def _check_attention(found: CheckedRows, tokens: TokenRows, ids: pa.ChunkedArray, saving: AttentionSaving) -> None:
+    """found: N rows of attention. tokens: of these rows. ids: N or more."""
+    found.check_equal("id", ids[: found.table.num_rows])
+    num_scored = np.zeros(found.table.num_rows, np.int64)
+    num_scored[tokens.usable] = np.diff(tokens.offsets)
+    num_kept = np.minimum(num_scored, saving.top or num_scored)
+    is_whole = tokens.usable.copy()
+    lists = found.table.column_names[1:]
+    for name in lists:
+        is_whole &= found.check_presence(name, tokens.usable)
+        is_whole &= found.check_lengths(name, num_kept)
+    whole = found.only(lists, is_whole)
+    _check_weights(whole, num_scored[is_whole], num_kept[is_whole])
+    if saving.kind == "top":
+        _check_positions(whole, num_scored[is_whole], num_kept[is_whole])
+
+
+def _check_weights(found: CheckedRows, num_scored: npt.NDArray[np.int64], num_kept: npt.NDArray[np.int64]) -> None:
+    """found: N rows with as many weights as there should be. num_scored, num_kept: (N,), tokens and weights of each."""
+    weights = pc.list_flatten(found.table["weights"]).to_numpy().astype(np.float64)  # NaN for a null
+    starts = np.cumsum(num_kept) - num_kept  # no row is empty, as `reduceat` wants it
+    sums = np.add.reduceat(weights, starts) if len(starts) else np.zeros(0)
+    is_weight = np.logical_and.reduceat(weights >= 0, starts) if len(starts) else np.zeros(0, bool)
+    tolerance = _WEIGHT_TOLERANCE + _WEIGHT_TOLERANCE_PER_TOKEN * num_scored
+    # The largest K of n weights are at least K/n of all.
+    is_sum = (sums <= 1 + tolerance) & (sums >= num_kept / num_scored - tolerance)
+    found.tell(~is_weight, lambda row: f"weights are {found.shown('weights', row)}, expected all 0 or more")
+    found.tell(
+        is_weight & ~is_sum,
+        lambda row: (
+            f"weights sum to {sums[row]:.7f}, expected "
+            + ("1" if num_kept[row] == num_scored[row] else f"{num_kept[row] / num_scored[row]:.7f} to 1")
+        ),
+    )
+
+
+def _check_positions(found: CheckedRows, num_scored: npt.NDArray[np.int64], num_kept: npt.NDArray[np.int64]) -> None:
+    """As `_check_weights`; rows with as many positions as weights."""
+    positions = pc.fill_null(pc.list_flatten(found.table["positions"]), -1).to_numpy()
+    weights = pc.list_flatten(found.table["weights"]).to_numpy()
+    row_of = np.repeat(np.arange(len(num_kept)), num_kept)
+    is_out = (positions < 0) | (positions >= num_scored[row_of])
+    order = np.lexsort((positions, row_of))
+    is_same_row = row_of[1:] == row_of[:-1]
+    is_twice = is_same_row & (np.diff(positions[order]) == 0)
+    rises = is_same_row & (weights[1:] > weights[:-1])
+    for places, expected in (
+        (row_of[is_out], "all within the row"),
+        (row_of[1:][is_twice], "none twice"),
+        (row_of[1:][rises], "those of the largest weights first"),
+    ):
+        wrong = np.zeros(len(num_kept), bool)
+        wrong[places] = True
+        _tell_positions(found, wrong, expected)
+
+
+def _tell_positions(found: CheckedRows, wrong: npt.NDArray[np.bool_], expected: str) -> None:
+    found.tell(wrong, lambda row: f"positions are {found.shown('positions', row)}, expected {expected}")

@@ -23,11 +23,11 @@ from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from flows.operations.score import ScoredShard, ScoringJob, score_bundle
 from storage.input.columns import Columns
-from storage.input.shards import ShardLimits
+from storage.input.shards import ShardLimits, plan_shards
 from storage.input.sources import find_source
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import Output, OutputSettings
-from storage.output.plan import OutputPlan, Pending, plan_output
+from storage.output.plan import OutputPlan, Pending
 from storage.registry.checkpoints import Registry
 
 ROUNDS = int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15"))
@@ -46,7 +46,8 @@ class Run:
         self.job = ScoringJob.of(stored, self.source.root, self.output, device="cpu", engine="torch", threads=2)
 
     def plan(self) -> OutputPlan:
-        return plan_output(str(self.source.root), self.output)
+        cut = plan_shards(self.source, SETTINGS.columns, SETTINGS.limits)
+        return OutputPlan(self.source, self.output, cut.shards, cut.unreadable)
 
     def pending(self) -> tuple[Pending, ...]:
         return self.plan().pending(self.job.checkpoint, "missing")

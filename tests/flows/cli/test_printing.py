@@ -14,8 +14,8 @@ from flows.cli.commands import show_partitions, show_run
 from flows.cli.outputs import show_verified
 from flows.cli.printing import Json, Printer, Terminal, byte_size, duration
 from flows.operations.rescore import Rescored
-from storage.output.findings import Problem
 from storage.output.manifests import FailureRecord, RunManifest
+from storage.output.side_by_side import Problem
 from storage.output.verification import VerificationReport
 
 Show = Callable[..., None]

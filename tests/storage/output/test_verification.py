@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import storage.output.side_by_side
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
 from storage.locations import Location
@@ -75,6 +76,22 @@ def _set(column: str, row: int, value: Any) -> Change:
         return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
 
     return change
+
+
+def test_footers_of_the_output_are_read_once(
+    filled: Path, output: Output, score: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(filled, output)
+    plan = plan_output(str(filled), output)
+    read: list[str] = []
+    real = storage.output.side_by_side.read_footer
+    monkeypatch.setattr(
+        storage.output.side_by_side, "read_footer", lambda location: (read.append(location.path), real(location))[1]
+    )
+
+    assert verify_output(plan).problems == ()
+
+    assert read == [str(_path(output, kind)) for kind in ("predictions", "attention")]
 
 
 @pytest.mark.parametrize("saving", ["full", "top:3", "none"])
@@ -201,26 +218,24 @@ def test_a_changed_value_of_the_attention_is_found_in_its_row(
 
 
 @pytest.mark.parametrize("kind", ["predictions", "attention"])
-def test_a_dropped_row_is_found_where_it_was(
-    filled: Path, output: Output, score: Callable[..., Any], kind: str
+@pytest.mark.parametrize(
+    ("kept", "count", "first"),
+    [
+        ([*range(21), *range(22, ROWS)], 39, "row 21: id is 'id-22', expected 'id-21'"),
+        ([*range(22), *range(21, ROWS)], 41, "row 22: id is 'id-21', expected 'id-22'"),
+    ],
+    ids=["dropped", "doubled"],
+)
+def test_a_dropped_or_doubled_row_is_found_where_it_is(
+    filled: Path, output: Output, score: Callable[..., Any], kind: str, kept: list[int], count: int, first: str
 ) -> None:
     score(filled, output)
-    _rewrite(output, kind, lambda table: pa.concat_tables([table[:21], table[22:]]))
+    _rewrite(output, kind, lambda table: table.take(kept))
 
     problems = _verify(filled, output).problems
 
-    assert str(problems[0]) == f"{kind}/part.parquet: holds 39 rows, expected 40"
-    assert str(problems[1]) == f"{kind}/part.parquet, row 21: id is 'id-22', expected 'id-21'"
-
-
-def test_a_doubled_row_is_found_where_it_is(filled: Path, output: Output, score: Callable[..., Any]) -> None:
-    score(filled, output)
-    _rewrite(output, "predictions", lambda table: pa.concat_tables([table[:22], table[21:]]))
-
-    problems = _verify(filled, output).problems
-
-    assert str(problems[0]) == "predictions/part.parquet: holds 41 rows, expected 40"
-    assert str(problems[1]) == "predictions/part.parquet, row 22: id is 'id-21', expected 'id-22'"
+    assert str(problems[0]) == f"{kind}/part.parquet: holds {count} rows, expected 40"
+    assert str(problems[1]) == f"{kind}/part.parquet, {first}"
 
 
 @pytest.mark.parametrize("kind", ["predictions", "attention"])
@@ -276,14 +291,6 @@ def test_attention_of_another_checkpoint_than_the_predictions_is_found(
 
 
 @pytest.mark.parametrize("kind", ["predictions", "attention"])
-def test_a_missing_file_is_named(filled: Path, output: Output, score: Callable[..., Any], kind: str) -> None:
-    score(filled, output)
-    _path(output, kind).unlink()
-
-    assert [str(problem) for problem in _verify(filled, output).problems] == [f"{kind}/part.parquet: missing"]
-
-
-@pytest.mark.parametrize("kind", ["predictions", "attention"])
 def test_the_file_of_another_shard_is_found(
     put: Callable[..., Path], data: Path, output: Output, score: Callable[..., Any], kind: str
 ) -> None:
@@ -299,11 +306,14 @@ def test_the_file_of_another_shard_is_found(
 
 
 @pytest.mark.parametrize("kind", ["predictions", "attention"])
-def test_a_file_cut_short_is_named_whatever_is_left_of_it(
+def test_a_file_that_is_missing_or_cut_short_is_named_whatever_is_left_of_it(
     filled: Path, output: Output, score: Callable[..., Any], kind: str
 ) -> None:
     score(filled, output)
     content = _path(output, kind).read_bytes()
+    _path(output, kind).unlink()
+    assert [str(problem) for problem in _verify(filled, output).problems] == [f"{kind}/part.parquet: missing"]
+
     for length in (0, 3, 12, len(content) // 2, len(content) - 9, len(content) - 1):
         _path(output, kind).write_bytes(content[:length])
 
@@ -450,6 +460,7 @@ class TestVocabulary:
     """Which token ids were outside the vocabulary: by the checkpoint, or else by what the errors say."""
 
     DIGEST = "d" * 32
+    OUTSIDE = "a token id outside 0..4"
     TOKENS = pa.array([[1, 2], [3, 9], [4], [-1]], pa.list_(pa.int32()))
 
     @pytest.fixture
@@ -482,19 +493,15 @@ class TestVocabulary:
         found = [str(problem) for problem in _verify(data, scored, vocabularies={self.DIGEST: 10}).problems]
         assert "predictions/part.parquet, row 1: error is 'a token id outside 0..4', expected null" in found
 
-    def test_an_error_without_cause_is_found_without_the_checkpoint(self, data: Path, scored: Output) -> None:
-        _rewrite(scored, "predictions", _set("error", 0, "a token id outside 0..4"))
+    @pytest.mark.parametrize(("row", "said", "expected"), [(0, f"{OUTSIDE!r}", "null"), (1, "null", f"{OUTSIDE!r}")])
+    def test_an_error_without_cause_or_a_missing_one_is_found_without_the_checkpoint(
+        self, data: Path, scored: Output, row: int, said: str, expected: str
+    ) -> None:
+        _rewrite(scored, "predictions", _set("error", row, None if said == "null" else self.OUTSIDE))
 
         found = [str(problem) for problem in _verify(data, scored).problems]
 
-        assert "predictions/part.parquet, row 0: error is 'a token id outside 0..4', expected null" in found
-
-    def test_a_missing_error_is_found_without_the_checkpoint(self, data: Path, scored: Output) -> None:
-        _rewrite(scored, "predictions", _set("error", 1, None))
-
-        found = [str(problem) for problem in _verify(data, scored).problems]
-
-        assert "predictions/part.parquet, row 1: error is null, expected 'a token id outside 0..4'" in found
+        assert f"predictions/part.parquet, row {row}: error is {said}, expected {expected}" in found
 
 
 def test_zero_rows_are_right(put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]) -> None:
