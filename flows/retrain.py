@@ -1,4 +1,4 @@
-"""The retrain flow: train a checkpoint, judge it against the champion, promote it or keep the old one."""
+"""The retrain flow: train a checkpoint, compare it with the champion, promote it or keep the old one."""
 
 import json
 from datetime import UTC, date, datetime
@@ -13,9 +13,8 @@ from pydantic import Field
 
 from attnlstm.config import Attention
 from attnlstm.evaluation.comparison import Metric
-from attnlstm.training.presets import DEFAULT, PresetName
-from attnlstm.training.settings import ClassWeights
-from flows.operations.promote import PromotionRules, Verdict, judge_checkpoint
+from attnlstm.training.settings import DEFAULT, ClassWeights, PresetName
+from flows.operations.promote import Promotion, PromotionRules, decide_promotion
 from flows.operations.train import Listener, TrainingRequest, VanishedClasses, train_checkpoint
 from flows.orchestration.credentials import Place, refuse_stored_credentials
 from flows.orchestration.description import described
@@ -123,12 +122,12 @@ def retrain(
     )
     with showing(progress):
         version = train_task(request, registry)
-    verdict = judge_task(labelled, registry, version, rules)
-    _publish(Registry.open(registry), version, verdict, started)
+    promotion = promotion_task(labelled, registry, version, rules)
+    _publish(Registry.open(registry), version, promotion, started)
     outcome = {"promoted": "is champion", "rejected": "was not promoted", "unchanged": "changes nothing"}
     return Completed(
-        message=f"{version} {outcome[verdict.outcome]}: {verdict.why}",
-        data={"version": version, "promoted": verdict.promoted, "outcome": verdict.outcome},
+        message=f"{version} {outcome[promotion.outcome]}: {promotion.why}",
+        data={"version": version, "promoted": promotion.promoted, "outcome": promotion.outcome},
     )
 
 
@@ -149,13 +148,13 @@ def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> boo
 
 
 @task(name="judge", task_run_name="judge {challenger}", retries=3, retry_delay_seconds=2, retry_condition_fn=_may_pass)
-def judge_task(labelled: LabelledSource, registry: str, challenger: str, rules: PromotionRules) -> Verdict:
+def promotion_task(labelled: LabelledSource, registry: str, challenger: str, rules: PromotionRules) -> Promotion:
     """Compare the new checkpoint with the champion, and promote it if it is shown to be no worse."""
     with device_slot("auto", on_wait=get_run_logger().info, check=lambda: None):
-        return judge_checkpoint(labelled, Registry.open(registry), challenger, rules)
+        return decide_promotion(labelled, Registry.open(registry), challenger, rules)
 
 
-def _publish(registry: Registry, version: str, verdict: Verdict, started: datetime) -> None:
+def _publish(registry: Registry, version: str, promotion: Promotion, started: datetime) -> None:
     """The record of the run in the registry, the report on Prefect's page, and the event."""
     record = {
         "run_id": str(flow_run.id),
@@ -163,18 +162,18 @@ def _publish(registry: Registry, version: str, verdict: Verdict, started: dateti
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version,
-        "outcome": verdict.outcome,
-        "why": verdict.why,
-        "judgement": verdict.record,
+        "outcome": promotion.outcome,
+        "why": promotion.why,
+        "judgement": promotion.record,
     }
     manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (registry.root / f"runs/{flow_run.id}.json").write_bytes(manifest.encode())
-    folder = registry.root / f"checkpoints/{version}"
+    registry.run_record(str(flow_run.id)).write_bytes(manifest.encode())
+    folder = registry.folder(version)
     card = f"[{folder}]({as_uri(str(folder))})"
     create_markdown_artifact(
-        f"**{verdict.outcome.capitalize()}**: {verdict.why}\n\n{card}\n\n{(folder / 'README.md').read_text()}",
+        f"**{promotion.outcome.capitalize()}**: {promotion.why}\n\n{card}\n\n{(folder / 'README.md').read_text()}",
         key="retrain-report",
         description=f"Checkpoint {version}",
     )
-    if verdict.outcome != "unchanged":
-        emit_promotion(version, verdict.outcome, verdict.why, str(registry.root))
+    if promotion.outcome != "unchanged":
+        emit_promotion(version, promotion.outcome, promotion.why, str(registry.root))

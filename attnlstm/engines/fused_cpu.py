@@ -17,7 +17,7 @@ from attnlstm.batching import check_ragged
 from attnlstm.config import ModelConfig
 from attnlstm.engines import Precision, Scores
 from attnlstm.engines.folding import Doubles, fold, fold_classifier, padded, weights_of
-from attnlstm.threads import worker_threads
+from attnlstm.process import worker_threads
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM

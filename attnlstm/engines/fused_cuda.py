@@ -22,7 +22,7 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines import Precision, Scores
 from attnlstm.engines.folding import fold, fold_classifier, padded, weights_of
 from attnlstm.engines.transfers import CALLS_AT_ONCE, Arrays, Transfers, narrow
-from attnlstm.threads import worker_threads
+from attnlstm.process import worker_threads
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM

@@ -23,7 +23,7 @@ from attnlstm.batching import check_ragged, plan_batches, plan_pieces
 from attnlstm.engines import Device, Precision, Scores
 from attnlstm.engines.transfers import CALLS_AT_ONCE, Arrays, Transfers, narrow
 from attnlstm.network import AttentionLSTM
-from attnlstm.threads import worker_threads
+from attnlstm.process import worker_threads
 
 logger = logging.getLogger(__name__)
 

@@ -12,20 +12,19 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
 from attnlstm.evaluation.calibration import fit_temperature
-from attnlstm.heap import keep_freed_memory
 from attnlstm.network import AttentionLSTM
-from attnlstm.threads import num_cores, worker_threads
-from attnlstm.training.report import EpochReport, TrainingResult
+from attnlstm.process import keep_freed_memory, num_cores, worker_threads
 from attnlstm.training.rows import (
-    Labelled,
+    LabelledSequences,
     balancing_weights,
     check_labelled,
     crop,
@@ -33,12 +32,10 @@ from attnlstm.training.rows import (
     shuffled_batches,
 )
 from attnlstm.training.schedule import Schedule, StoppedBy, weight_decay
-from attnlstm.training.settings import ClassWeights, TrainingSettings
-from attnlstm.training.snapshots import Best, EpochSums, Snapshot, restore, to_bytes
+from attnlstm.training.settings import TrainingSettings
+from attnlstm.training.snapshots import Best, EpochReport, EpochSums, Snapshot, restore, to_bytes
 from attnlstm.training.step import Stepper
 from attnlstm.training.validation import calibration_weights, count_repeats, validate
-
-__all__ = ["ClassWeights", "EpochReport", "Labelled", "StoppedBy", "TrainingResult", "TrainingSettings", "train"]
 
 SNAPSHOT_SECONDS = 60.0
 """Longest time between two snapshots: what a kill may cost, next to the start of a process."""
@@ -47,11 +44,30 @@ STEPS_BETWEEN_LOSSES = 50
 """Steps after which the losses are looked at. Every look makes a CUDA device wait."""
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """The network with the best weights, in evaluation mode, on the CPU, and how they came about.
+
+    epochs: one report each. best_epoch: whose weights were kept. seconds: of all of it.
+    stopped_by: "epochs" (all done), "patience" or "time".
+    validation_logits: float32 (N, C) of the kept weights on the validation rows. temperature: the one to
+    calibrate the network with by these rows; its own is as it was.
+    """
+
+    network: AttentionLSTM
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int
+    seconds: float
+    stopped_by: StoppedBy
+    validation_logits: npt.NDArray[np.float32]
+    temperature: float
+
+
 def train(
     config: ModelConfig,
     settings: TrainingSettings,
-    train: Labelled,
-    validation: Labelled,
+    train: LabelledSequences,
+    validation: LabelledSequences,
     on_epoch: Callable[[EpochReport], None] | None = None,
     *,
     network: AttentionLSTM | None = None,
@@ -172,7 +188,9 @@ def _start(config: ModelConfig, network: AttentionLSTM | None, seed: int) -> Att
     return network
 
 
-def _digest(network: AttentionLSTM, settings: TrainingSettings, train: Labelled, validation: Labelled) -> str:
+def _digest(
+    network: AttentionLSTM, settings: TrainingSettings, train: LabelledSequences, validation: LabelledSequences
+) -> str:
     """Of everything that the weights follow from."""
     chosen = asdict(replace(settings, threads=None, max_seconds=None))
     parts = [type(network).__qualname__, network.config.to_json(), json.dumps(chosen, sort_keys=True)]
@@ -187,7 +205,7 @@ def _train_epoch(
     stepper: Stepper,
     schedule: Schedule,
     settings: TrainingSettings,
-    train: Labelled,
+    train: LabelledSequences,
     hidden_id: int,
     epoch: int,
     sums: EpochSums,
@@ -234,3 +252,40 @@ def _train_epoch(
 
 def _best_epoch(reports: list[EpochReport]) -> int:
     return max(report.epoch for report in reports if report.improved)
+
+
+_OF_CLASSES = ("mlp.2.weight", "mlp.2.bias")
+
+
+def warm_started(old: AttentionLSTM, config: ModelConfig, seed: int) -> AttentionLSTM:
+    """A network of this config with `old`'s weights; of its outputs, each class gets those of the class of its name.
+
+    seed: of the initial weights of classes that `old` does not know, and of all if it knows none.
+    Raises ValueError, which says why, if attention, sizes or vocabulary are not the same.
+    """
+    theirs = replace(
+        old.config,
+        classes=config.classes,
+        num_classes=config.num_classes,
+        dropout=config.dropout,
+        temperature=config.temperature,
+    )
+    if theirs != config:
+        ours = asdict(config)
+        differing = [
+            f"{name} {value}, not {ours[name]}" for name, value in asdict(theirs).items() if value != ours[name]
+        ]
+        raise ValueError(f"it has {'; '.join(differing)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AttentionLSTM(config)
+    known = [name for name in config.classes if name in old.config.classes]
+    here = [config.classes.index(name) for name in known]
+    there = [old.config.classes.index(name) for name in known]
+    weights, fresh = old.state_dict(), network.state_dict()
+    for name in _OF_CLASSES:
+        mapped = fresh[name].clone()
+        mapped[here] = weights[name][there]
+        weights[name] = mapped
+    network.load_state_dict(weights)
+    return network

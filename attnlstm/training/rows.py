@@ -1,4 +1,4 @@
-"""Labelled rows as training sees them: in random batches, cropped, with tokens hidden.
+"""LabelledSequences rows as training sees them: in random batches, cropped, with tokens hidden.
 
 Owns what is drawn and from which random numbers. Every draw has a generator of its own, made from the seed and
 the number of the epoch or step, so a training that goes on in the middle draws what it would have drawn. Knows
@@ -19,7 +19,7 @@ BATCHES_PER_WINDOW = 16
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledSequences:
     """N ragged rows with their classes.
 
     values: integer, tokens of all rows end to end. offsets: int64 (N + 1,). labels: int64 (N,), in 0 .. C -
@@ -49,7 +49,7 @@ class Labelled:
         return digest.hexdigest()
 
 
-def check_labelled(what: str, labelled: Labelled, config: ModelConfig) -> None:
+def check_labelled(what: str, labelled: LabelledSequences, config: ModelConfig) -> None:
     """Raises ValueError unless every row has tokens and a class that the config knows. what: a name for messages."""
     num_rows = len(labelled.offsets) - 1
     if not num_rows or labelled.labels.shape != (num_rows,):
@@ -78,17 +78,21 @@ def shuffled_batches(
     return batches
 
 
-def crop(labelled: Labelled, rows: npt.NDArray[np.int64], longest: int, rng: np.random.Generator) -> Labelled:
+def crop(
+    labelled: LabelledSequences, rows: npt.NDArray[np.int64], longest: int, rng: np.random.Generator
+) -> LabelledSequences:
     """These rows, each with at most `longest` tokens, from a random place."""
     lengths = labelled.offsets[rows + 1] - labelled.offsets[rows]
     kept = np.minimum(lengths, longest)
     starts = labelled.offsets[rows] + rng.integers(0, lengths - kept + 1)
     offsets = np.concatenate(([0], np.cumsum(kept)))
     positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], kept)
-    return Labelled(labelled.values[positions], offsets, labelled.labels[rows])
+    return LabelledSequences(labelled.values[positions], offsets, labelled.labels[rows])
 
 
-def hide_tokens(labelled: Labelled, share: float, hidden_id: int, rng: np.random.Generator) -> Labelled:
+def hide_tokens(
+    labelled: LabelledSequences, share: float, hidden_id: int, rng: np.random.Generator
+) -> LabelledSequences:
     """The rows with about this share of their tokens replaced by `hidden_id`; each row keeps at least one."""
     if not share:
         return labelled
@@ -96,7 +100,7 @@ def hide_tokens(labelled: Labelled, share: float, hidden_id: int, rng: np.random
     hidden[rng.integers(labelled.offsets[:-1], labelled.offsets[1:])] = False
     # A wider type: the id of padding is one more than bytes can say.
     values = np.where(hidden, np.int32(hidden_id), labelled.values)
-    return Labelled(values, labelled.offsets, labelled.labels)
+    return LabelledSequences(values, labelled.offsets, labelled.labels)
 
 
 def balancing_weights(labels: npt.NDArray[np.int64], num_classes: int) -> npt.NDArray[np.float32]:

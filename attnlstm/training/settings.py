@@ -1,15 +1,16 @@
-"""How to train: one frozen model of every choice, with bounds.
+"""How to train: every choice with its bounds, and presets, which are choices that go together with a network's sizes.
 
-Owns names, meanings, units and defaults. Knows nothing about how they are carried out.
+Owns names, meanings, units and defaults. Does not know how they are carried out, and nothing about data.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
+from attnlstm.config import Attention, ModelConfig
 from attnlstm.engines import Device
 
 ClassWeights = Literal["none", "balanced"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class TrainingSettings:
     no limit.
     seed: of the initial weights, the order of rows, the crops and the dropout.
     device: "auto" takes a CUDA device if there is one.
-    precision: of a CUDA device's products; "bf16" is mixed precision. A CPU always computes in float32.
+    precision: of a CUDA device's products; "bfloat16" is mixed precision. A CPU always computes in float32.
     threads: slices of a batch computed side by side on a CPU; None for one a core. It does not change the weights.
     """
 
@@ -72,3 +73,66 @@ class TrainingSettings:
         for name, known in (("class_weights", ClassWeights), ("device", Device), ("precision", Precision)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {getattr(self, name)!r}")
+
+
+PresetName = Literal["reference", "small", "base"]
+
+DEFAULT: PresetName = "small"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and training settings that go together. Fields as in `ModelConfig` and `TrainingSettings`."""
+
+    name: PresetName
+    embedding_dim: int
+    hidden_size: int
+    num_layers: int
+    dropout: float = 0.0
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, classes: tuple[str, ...], attention: Attention = "additive") -> ModelConfig:
+        """The network of this preset over these classes."""
+        return ModelConfig(
+            attention=attention,
+            embedding_dim=self.embedding_dim,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            classes=classes,
+        )
+
+    def settings(self, **overrides: Any) -> TrainingSettings:
+        """How to train it; what is given goes before the preset's own. Raises TypeError on an unknown name."""
+        return TrainingSettings(**{**self.training, **overrides})
+
+
+_AGAINST_OVERFITTING: dict[str, Any] = {"batch_rows": 128, "token_dropout": 0.15}
+
+PRESETS: dict[PresetName, Preset] = {
+    preset.name: preset
+    for preset in (
+        # The published sizes.
+        Preset("reference", embedding_dim=8, hidden_size=16, num_layers=2),
+        # The most that the fused engine computes on a CPU. Dropout and hidden tokens let it train for as long as
+        # harder data needs without learning few rows by heart.
+        Preset("small", embedding_dim=16, hidden_size=32, num_layers=2, dropout=0.3, training=_AGAINST_OVERFITTING),
+        # For a GPU, or for patience.
+        Preset(
+            "base",
+            embedding_dim=32,
+            hidden_size=128,
+            num_layers=2,
+            dropout=0.3,
+            training={**_AGAINST_OVERFITTING, "learning_rate": 5e-3},
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name. Raises ValueError if there is none."""
+    for known in PRESETS.values():
+        if known.name == name:
+            return known
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")

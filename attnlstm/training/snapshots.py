@@ -13,11 +13,35 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from attnlstm.training.report import EpochReport
 from attnlstm.training.schedule import Pace
 
 FORMAT = 2
 """Goes up whenever the same settings would train on differently, so that no older snapshot is gone on from."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One pass over the training rows and the validation after it.
+
+    epoch: from 1. num_epochs: planned now; a time limit lowers it, and so does patience. seconds: of training so far,
+    without the time between a kill and the resumption.
+    train_loss: mean over the pass, as the weights, the crops and the class weights were then.
+    validation_loss, validation_accuracy, validation_macro_f1: after the pass.
+    calibrated_loss: the validation loss that the best temperature leaves, where rows that are the same count once.
+    tokens_per_second: of the pass, padding not counted.
+    improved: the best weights so far, so the ones kept.
+    """
+
+    epoch: int
+    num_epochs: int
+    seconds: float
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    validation_macro_f1: float
+    calibrated_loss: float
+    tokens_per_second: float
+    improved: bool
 
 
 @dataclass

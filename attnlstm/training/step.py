@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnlstm.batching import pad, plan_batches
 from attnlstm.network import AttentionLSTM
-from attnlstm.training.rows import Labelled
+from attnlstm.training.rows import LabelledSequences
 from attnlstm.training.settings import Precision
 
 SLICES_PER_BATCH, ROWS_PER_SLICE, MOST_ROWS_PER_SLICE = 2, 32, 64
@@ -53,11 +53,11 @@ class Stepper:
         self._device = self._parameters[0].device
         self._class_weights = torch.from_numpy(class_weights).to(self._device)
         self._clip_norm = clip_norm
-        self._mixed = precision == "bf16" and self._device.type == "cuda"
+        self._mixed = precision == "bfloat16" and self._device.type == "cuda"
         self._seed = seed
         self._workers = workers
 
-    def take(self, batch: Labelled, step: int, learning_rate: float) -> Tensor:
+    def take(self, batch: LabelledSequences, step: int, learning_rate: float) -> Tensor:
         """One step. Returns the batch's mean loss before it, on the device, so that nobody waits for it."""
         self._optimizer.param_groups[0]["lr"] = learning_rate
         on_cpu = self._device.type == "cpu"
@@ -78,7 +78,7 @@ class Stepper:
         return total
 
     def _gradients(
-        self, batch: Labelled, step: int, number: int, part: npt.NDArray[np.int64]
+        self, batch: LabelledSequences, step: int, number: int, part: npt.NDArray[np.int64]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """A slice's share of the mean loss, and its gradients."""
         token_ids, lengths = pad(batch.values, batch.offsets, part, self._network.config.padding_id)

@@ -16,7 +16,7 @@ from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
 from storage.registry.checkpoints import CHAMPION, Registry
-from storage.registry.retention import Doomed, find_prunable
+from storage.registry.retention import Removable, find_removable
 from storage.registry.retention import prune as remove_old
 
 _MEASURES = {
@@ -106,7 +106,7 @@ def compare(
     Args:
         a: "champion" or a version, the old one.
         b: "champion" or a version, the new one.
-        source: Labelled Parquet, as for retrain. Both score its test rows.
+        source: LabelledSequences Parquet, as for retrain. Both score its test rows.
         metric: What to compare them by: accuracy, macro_f1 or log_loss.
         tokens_column: Column with the tokens.
         label_column: Column with the class.
@@ -147,7 +147,7 @@ def prune(
         as_json: Print JSON, for scripts.
     """
     opened = Registry.open(registry)
-    choose = find_prunable if dry_run else remove_old
+    choose = find_removable if dry_run else remove_old
     show_removed(printer(as_json), choose(opened, keep=keep, history=history), dry_run=dry_run)
     return DONE
 
@@ -295,11 +295,11 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any
     }
 
 
-def show_removed(to: Printer, doomed: Sequence[Doomed], *, dry_run: bool) -> None:
+def show_removed(to: Printer, removable: Sequence[Removable], *, dry_run: bool) -> None:
     """What was removed from a registry, or would be."""
-    to.record({"dry_run": dry_run, "removed": [asdict(each) for each in doomed]})
+    to.record({"dry_run": dry_run, "removed": [asdict(each) for each in removable]})
     verb = "would remove" if dry_run else "removed"
-    for each in doomed:
+    for each in removable:
         to.say(f"{verb}  {each.path} ({each.reason})")
-    size = byte_size(sum(each.num_bytes for each in doomed))
-    to.say(f"{verb.capitalize()} {counted(len(doomed), 'item')} of {size}." if doomed else "Nothing to remove.")
+    size = byte_size(sum(each.num_bytes for each in removable))
+    to.say(f"{verb.capitalize()} {counted(len(removable), 'item')} of {size}." if removable else "Nothing to remove.")

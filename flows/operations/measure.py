@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from attnlstm.evaluation.held_out import score_held_out
+from attnlstm.evaluation.metrics import probabilities_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource, num_rows_of_sides
 from storage.labelled.split import TEST
 
 if TYPE_CHECKING:
     from attnlstm.network import AttentionLSTM
-    from attnlstm.training.loop import TrainingResult, TrainingSettings
+    from attnlstm.training.loop import TrainingResult
+    from attnlstm.training.settings import TrainingSettings
 
 _VERSIONS = ("attnlstm", "torch", "numpy", "pyarrow", "safetensors")
 
@@ -38,7 +39,7 @@ def make_card(
 
     classes = network.config.classes
     values, offsets, labels = rows.side(TEST)
-    (probabilities,) = score_held_out([network], classes, values, offsets, settings.threads)
+    (probabilities,) = probabilities_of([network], classes, values, offsets, settings.threads)
     unscaled = _without_temperature(probabilities, network.config.temperature)
     return {
         "test": {

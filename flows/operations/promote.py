@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.evaluation.comparison import Difference, Flips, Metric
-from attnlstm.evaluation.held_out import score_held_out
-from flows.operations.replay import smoke_run
+from attnlstm.evaluation.metrics import probabilities_of
+from flows.operations.replay import replay_through_classify
 from flows.operations.train import VanishedClasses, classes_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
@@ -59,14 +59,14 @@ class PromotionRules:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two checkpoints on the same held-out rows. a: the champion, b: the challenger; figures as `metrics.evaluate`.
+    """Champion and challenger on the same held-out rows; the figures of each are those of `metrics.evaluate`.
 
     lost_classes: classes that the challenger names worse beyond chance. examples: where some rows are that flipped.
     """
 
     num_rows: int
-    a: dict[str, Any]
-    b: dict[str, Any]
+    champion: dict[str, Any]
+    challenger: dict[str, Any]
     difference: Difference
     flips: Flips
     lost_classes: tuple[str, ...]
@@ -76,8 +76,8 @@ class Compared:
         """For a card or a script."""
         return {
             "num_rows": self.num_rows,
-            "champion": self.a,
-            "challenger": self.b,
+            "champion": self.champion,
+            "challenger": self.challenger,
             "difference": asdict(self.difference),
             "flips": asdict(self.flips) | {"p_value": self.flips.p_value, "p_worse": self.flips.p_worse},
             "lost_classes": list(self.lost_classes),
@@ -86,7 +86,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Promotion:
     """What became of a new checkpoint, and why. record: all of it, as on the checkpoint's card."""
 
     outcome: Outcome
@@ -98,9 +98,9 @@ class Verdict:
         return self.outcome == "promoted"
 
 
-def judge_checkpoint(
+def decide_promotion(
     labelled: LabelledSource, registry: Registry, challenger: str, rules: PromotionRules | None = None
-) -> Verdict:
+) -> Promotion:
     """Compare a new checkpoint with the champion; promote it if it is shown to be no worse.
 
     The decision is on the challenger's card before the alias moves. Raises AliasMovedError if the champion changed
@@ -111,7 +111,7 @@ def judge_checkpoint(
     champion = registry.load(alias.version) if alias else None
     if champion and champion.digest == stored.digest:
         what = "is champion already" if champion.version == stored.version else "has the champion's own weights"
-        return Verdict("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
+        return Promotion("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
     rows = labelled.read()
     compared = compare_checkpoints(champion, stored, rows, rules.metric)
     objections = _objections(compared, champion, stored, alias, rows, rules)
@@ -131,35 +131,40 @@ def judge_checkpoint(
     registry.annotate(challenger, judgement=record)
     if not objections:
         registry.succeed(alias.version if alias else None, challenger, why)
-    return Verdict(outcome, why, record)
+    return Promotion(outcome, why, record)
 
 
 def compare_checkpoints(
-    a: StoredCheckpoint | None, b: StoredCheckpoint, rows: LabelledRows, metric: Metric
+    champion: StoredCheckpoint | None, challenger: StoredCheckpoint, rows: LabelledRows, metric: Metric
 ) -> Compared:
-    """Score the test rows with both in one pass, and compare. a: the old one, or None for the shares of the classes.
+    """Score the test rows with both in one pass, and compare.
 
-    b: the new one.
+    champion: the old checkpoint; None for a classifier that only knows how frequent each class is.
     """
     from attnlstm.evaluation.comparison import difference, flips, lost_classes
     from attnlstm.evaluation.metrics import evaluate
 
     # Classes that no row has come last: a prediction of one is wrong, and must not be taken for the second best.
-    known = [*(classes_of(a) if a else ()), *classes_of(b)]
+    known = [*(classes_of(champion) if champion else ()), *classes_of(challenger)]
     classes = (*rows.classes, *dict.fromkeys(name for name in known if name not in rows.classes))
     values, offsets, labels = rows.side(TEST)
-    *of_a, p_b = score_held_out([_network(each) for each in (a, b) if each], classes, values, offsets)
-    p_a = of_a[0] if of_a else _class_shares(rows, len(classes))
-    right_a, right_b = p_a.argmax(axis=1) == labels, p_b.argmax(axis=1) == labels
+    networks = [_network(each) for each in (champion, challenger) if each]
+    *of_champion, p_challenger = probabilities_of(networks, classes, values, offsets)
+    p_champion = of_champion[0] if of_champion else _class_shares(rows, len(classes))
+    champion_right, challenger_right = (p.argmax(axis=1) == labels for p in (p_champion, p_challenger))
     groups = rows.groups[rows.splits == TEST]
     return Compared(
         num_rows=len(labels),
-        a=evaluate(p_a, labels, classes),
-        b=evaluate(p_b, labels, classes),
-        difference=difference(metric, labels, p_a, p_b, groups),
-        flips=flips(right_a, right_b, groups),
-        lost_classes=tuple(classes[c] for c in lost_classes(labels, right_a, right_b, groups)) if a else (),
-        examples=_examples(rows, classes, p_a, p_b, right_a, right_b) if a else {},
+        champion=evaluate(p_champion, labels, classes),
+        challenger=evaluate(p_challenger, labels, classes),
+        difference=difference(metric, labels, p_champion, p_challenger, groups),
+        flips=flips(champion_right, challenger_right, groups),
+        lost_classes=tuple(classes[c] for c in lost_classes(labels, champion_right, challenger_right, groups))
+        if champion
+        else (),
+        examples=_examples(rows, classes, p_champion, p_challenger, champion_right, challenger_right)
+        if champion
+        else {},
     )
 
 
@@ -179,10 +184,10 @@ def _class_shares(rows: LabelledRows, num_classes: int) -> npt.NDArray[np.float3
 def _examples(
     rows: LabelledRows,
     classes: tuple[str, ...],
-    p_a: npt.NDArray[np.float32],
-    p_b: npt.NDArray[np.float32],
-    right_a: npt.NDArray[np.bool_],
-    right_b: npt.NDArray[np.bool_],
+    p_champion: npt.NDArray[np.float32],
+    p_challenger: npt.NDArray[np.float32],
+    champion_right: npt.NDArray[np.bool_],
+    challenger_right: npt.NDArray[np.bool_],
 ) -> dict[str, list[dict[str, str]]]:
     """Where the first rows of each direction are; never what they hold."""
     test_rows = np.flatnonzero(rows.splits == TEST)
@@ -192,13 +197,13 @@ def _examples(
             {
                 "row": rows.place(test_rows[i]),
                 "label": classes[rows.labels[test_rows[i]]],
-                "champion": classes[p_a[i].argmax()],
-                "challenger": classes[p_b[i].argmax()],
+                "champion": classes[p_champion[i].argmax()],
+                "challenger": classes[p_challenger[i].argmax()],
             }
             for i in np.flatnonzero(chosen)[:_FLIPS_SHOWN].tolist()
         ]
 
-    return {"lost": some(right_a & ~right_b), "won": some(~right_a & right_b)}
+    return {"lost": some(champion_right & ~challenger_right), "won": some(~champion_right & challenger_right)}
 
 
 def _objections(
@@ -229,7 +234,7 @@ def _objections(
     undone = [each.version for each in alias.undone] if alias else []
     if any(version.rstrip("+").endswith(f"-{stored.digest[:8]}") for version in undone):
         objections.append("its weights were champion before and were rolled back")
-    if wrong := smoke_run(stored, rows):
+    if wrong := replay_through_classify(stored, rows):
         objections.append(wrong)
     return objections
 
@@ -245,7 +250,7 @@ def _class_changes(champion: StoredCheckpoint | None, stored: StoredCheckpoint) 
 
 def _in_words(compared: Compared, champion: StoredCheckpoint | None, rules: PromotionRules) -> str:
     found, name = compared.difference, NAMES[rules.metric]
-    theirs, its = compared.a[rules.metric], compared.b[rules.metric]
+    theirs, its = compared.champion[rules.metric], compared.challenger[rules.metric]
     interval = f"{found.confidence:.0%} interval of the gain {found.low:+.4f} to {found.high:+.4f}"
     rows = f"{compared.num_rows:,} rows"
     if champion is None:

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 """How far apart two probabilities of the same row may be: ten times what engines differ by."""
 
 
-def smoke_run(stored: StoredCheckpoint, rows: LabelledRows) -> str | None:
+def replay_through_classify(stored: StoredCheckpoint, rows: LabelledRows) -> str | None:
     """None if `classify` with these files gives the scores that training saw; else what is wrong."""
     sample = stored.card.get("sample", {})
     place = {f"{content:016x}": index for index, content in enumerate(rows.contents[rows.splits == TEST].tolist())}

@@ -18,13 +18,14 @@ from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TRAIN, VALIDATION
 from storage.registry.checkpoints import CHAMPION, Registry, StoredCheckpoint
-from storage.registry.snapshots import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
+from storage.registry.retention import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
 
 if TYPE_CHECKING:
     from attnlstm.config import Attention, ModelConfig
     from attnlstm.network import AttentionLSTM
-    from attnlstm.training.loop import EpochReport, TrainingResult, TrainingSettings
-    from attnlstm.training.presets import PresetName
+    from attnlstm.training.loop import TrainingResult
+    from attnlstm.training.settings import PresetName, TrainingSettings
+    from attnlstm.training.snapshots import EpochReport
 
 VanishedClasses = Literal["refuse", "drop"]
 
@@ -63,7 +64,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     Raises SourceError if a class of the champion has vanished and that is to be refused.
     """
     from attnlstm.checkpoint import to_files
-    from attnlstm.training.presets import preset
+    from attnlstm.training.settings import preset
 
     rows = request.labelled.read()
     chosen = preset(request.preset)
@@ -113,7 +114,7 @@ def _start(
 ) -> "tuple[AttentionLSTM | None, str]":
     """The network to go on from, or None for a fresh one; and which, in words."""
     from attnlstm.checkpoint import from_files
-    from attnlstm.training.warm_start import warm_started
+    from attnlstm.training.loop import warm_started
 
     if not request.warm_start:
         return None, "scratch"
@@ -168,7 +169,8 @@ def _train(
     snapshots: "_Snapshots",
     listener: Listener,
 ) -> "TrainingResult":
-    from attnlstm.training.loop import Labelled, train
+    from attnlstm.training.loop import train
+    from attnlstm.training.rows import LabelledSequences
 
     remove_stale_snapshots(snapshots.registry)
 
@@ -176,8 +178,8 @@ def _train(
         return train(
             config,
             settings,
-            Labelled(*rows.side(TRAIN)),
-            Labelled(*rows.side(VALIDATION)),
+            LabelledSequences(*rows.side(TRAIN)),
+            LabelledSequences(*rows.side(VALIDATION)),
             listener.on_epoch,
             network=start,
             resume_from=resume_from,

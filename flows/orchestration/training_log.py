@@ -14,7 +14,7 @@ from flows.orchestration.progress import current_progress
 from flows.orchestration.report import markdown_table
 
 if TYPE_CHECKING:
-    from attnlstm.training.loop import EpochReport
+    from attnlstm.training.snapshots import EpochReport
 
 # Prefect keeps every version of an artifact, and nobody looks more often.
 _CURVE_SECONDS = 15.0

@@ -1,20 +1,40 @@
-"""Labelled rows by side of the split, with where each came from, and without classes that have too few of them.
+"""Labelled rows in memory: by side of the split, with where each came from, which repeat others, and their tokens.
 
-Knows nothing about files or columns.
+Owns the spool that tokens are gathered in. Knows nothing about Parquet or columns.
 """
 
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.labelled.duplicates import Duplicates, count_duplicates
 from storage.labelled.split import TEST, TRAIN, VALIDATION
-from storage.labelled.spool import TokenSpool
 
 SIDES = (TRAIN, VALIDATION, TEST)
 _BLOCK_ROWS = 4096
+
+MEMORY_BYTES = 2 << 30
+"""Tokens that are kept in memory; more go to a file in the system's temporary folder (TMPDIR names another)."""
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Counts over N rows. A content is what rows with the same tokens share.
+
+    num_rows: rows that repeat an earlier one. num_across_sides: contents on more than one side of the split, which
+    a split by content never has. num_test_rows_seen: test rows of such contents: training met the same tokens.
+    num_conflicting: contents whose rows do not all have the same label. num_conflicting_rows: their rows, of which some
+    are scored wrong by any classifier.
+    """
+
+    num_rows: int
+    num_across_sides: int
+    num_test_rows_seen: int
+    num_conflicting: int
+    num_conflicting_rows: int
 
 
 @dataclass(frozen=True)
@@ -102,3 +122,67 @@ def _gather(rows: LabelledRows, side: int, kept: npt.NDArray[np.bool_], memory_b
         end = min(start + _BLOCK_ROWS, len(kept))
         spool.append(values[offsets[start] : offsets[end]][np.repeat(kept[start:end], lengths[start:end])])
     return spool.array()
+
+
+def count_duplicates(
+    contents: npt.NDArray[np.uint64], splits: npt.NDArray[np.int8], labels: npt.NDArray[np.int64]
+) -> Duplicates:
+    """contents: uint64 (N,), equal for rows with the same tokens. splits: int8 (N,). labels: int64 (N,)."""
+    if not len(contents):
+        return Duplicates(0, 0, 0, 0, 0)
+    order = np.argsort(contents, kind="stable")
+    ordered = contents[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    sizes = np.diff(np.append(starts, len(ordered)))
+    is_parted = _differs(splits[order], starts)
+    conflicts = _differs(labels[order], starts)
+    test_rows = np.add.reduceat((splits[order] == TEST).astype(np.int64), starts)
+    return Duplicates(
+        num_rows=len(ordered) - len(starts),
+        num_across_sides=int(np.count_nonzero(is_parted)),
+        num_test_rows_seen=int(test_rows[is_parted].sum()),
+        num_conflicting=int(np.count_nonzero(conflicts)),
+        num_conflicting_rows=int(sizes[conflicts].sum()),
+    )
+
+
+def _differs(numbers: npt.NDArray[np.integer], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """bool (num_contents,): whether the numbers of a content's rows are not all the same."""
+    different: npt.NDArray[np.bool_] = np.minimum.reduceat(numbers, starts) != np.maximum.reduceat(numbers, starts)
+    return different
+
+
+class TokenSpool:
+    """Grows by arrays of one dtype, and ends as one array.
+
+    The file has no name from the start, so that nothing is left of it when the last array that it backs is forgotten,
+    or when the process is killed.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._dtype = np.dtype(dtype)
+        self._memory_bytes = memory_bytes
+        self._parts: list[npt.NDArray[np.integer]] = []
+        self._num_bytes = 0
+        self._file: IO[bytes] | None = None
+
+    def append(self, values: npt.NDArray[np.integer]) -> None:
+        """Put a copy of `values` at the end."""
+        self._num_bytes += len(values) * self._dtype.itemsize
+        if self._file is None and self._num_bytes > self._memory_bytes:
+            self._file = tempfile.TemporaryFile(prefix="attnlstm-tokens-")  # noqa: SIM115  (`array` closes it)
+            for part in self._parts:
+                self._file.write(part.data)
+            self._parts.clear()
+        if self._file is None:
+            self._parts.append(np.array(values, self._dtype))
+        else:
+            self._file.write(np.ascontiguousarray(values, self._dtype).data)
+
+    def array(self) -> npt.NDArray[np.integer]:
+        """All that was appended, read only if it is backed by a file. The spool can't grow after this."""
+        if self._file is None:
+            return np.concatenate([np.zeros(0, self._dtype), *self._parts])
+        with self._file as file:
+            file.flush()
+            return np.asarray(np.memmap(file, self._dtype, mode="r"))

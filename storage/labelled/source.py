@@ -1,24 +1,37 @@
-"""Which labelled rows a training takes: sources, columns, dates.
+"""Labelled sequences for training: which ones a training takes, and how they are read, with classes and sides.
 
-Small, so that it travels to tasks in place of the rows. Knows nothing about the model or about Prefect.
+Owns what is left out, and counts it. Knows nothing about the model. A `LabelledSource` is small, so that it travels to
+tasks in place of the rows. Files are read one piece at a time. Tokens are gathered by side, in memory or in a mapped
+file; everything else takes some 40 bytes a row.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
 
-from storage.errors import SourceError
+from storage.errors import FileError, SourceError
+from storage.footers import read_footer
+from storage.input.columns import Columns, require_column
 from storage.input.partitions import DateRange
-from storage.labelled.reading import LabelledRows, read_labelled
-from storage.labelled.rows import SIDES
-from storage.labelled.split import SPLIT_NAMES
-from storage.locations import without_credentials
+from storage.input.reading import read_shard
+from storage.input.shards import Shard, ShardLimits, plan_shards
+from storage.input.sources import Source, SourceFile, find_source, partition_values
+from storage.input.tokens import TokenRules, decode_tokens
+from storage.labelled.rows import MEMORY_BYTES, SIDES, LabelledRows, TokenSpool, without_small_classes
+from storage.labelled.split import SPLIT_NAMES, hash_keys, splits_of_hashes
+from storage.locations import Location, without_credentials
 
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """Where labelled rows are, in which columns, and which count. See `storage.labelled.reading.read_labelled`."""
+    """Where labelled rows are, in which columns, and which count. See `read_labelled`."""
 
     source: str
     tokens_column: str = "tokens"
@@ -68,3 +81,221 @@ class LabelledSource:
 def num_rows_of_sides(rows: LabelledRows) -> dict[str, int]:
     """How many rows are on each side of the split, by its name."""
     return {name: int(np.count_nonzero(rows.splits == side)) for name, side in zip(SPLIT_NAMES, SIDES, strict=True)}
+
+
+def read_labelled(
+    source: str | Sequence[str],
+    *,
+    tokens_column: str = "tokens",
+    label_column: str = "label",
+    group_column: str = "group",
+    rules: TokenRules | None = None,
+    dates: DateRange | None = None,
+    min_class_rows: int = 0,
+    memory_bytes: int = MEMORY_BYTES,
+) -> LabelledRows:
+    """Read every labelled row of `source`, one or several (see `storage.input.sources.find_source`); no file twice.
+
+    Labels are strings or integers; a Hive partition may hold them. Classes are in sorted order: integers by
+    value, strings by code point. A row's side follows from its `group_column` if it has one, else from its tokens; what
+    other files hold does not change it.
+    dates: which files are read. min_class_rows: rows of a class with fewer than this on the train side are left out.
+    memory_bytes: tokens kept in memory, for each side; more go to a temporary file.
+    Raises SourceError if a file can't be read, or if fewer than two classes are left.
+    """
+    rules = rules or TokenRules()
+    sources = [source] if isinstance(source, str) else list(source)
+    reader = _Reader(tokens_column, label_column, group_column, rules, memory_bytes)
+    found, since = _find(sources, dates or DateRange())
+    for each in found:
+        reader.read(each)
+    return reader.finish(", ".join(str(each.root / each.scope) for each in found), since, min_class_rows)
+
+
+def _find(sources: list[str], dates: DateRange) -> tuple[list[Source], str | None]:
+    """The files of each source that are in the range and that no earlier source has, and the range's first date."""
+    found = [find_source(each) for each in sources]
+    first = dates.first_date(file.relative for each in found for file in each.files)
+    seen: set[str] = set()
+    chosen = []
+    for each in found:
+        files: list[SourceFile] = []
+        for file in each.files:
+            if dates.includes(file.relative, first) and (path := str(each.location(file))) not in seen:
+                seen.add(path)
+                files.append(file)
+        chosen.append(replace(each, files=tuple(files)))
+    if not seen:
+        places = ", ".join(str(each.root / each.scope) for each in found)
+        raise SourceError(f"The source {places} has no file from {first} on. Check the dates.")
+    return chosen, first.isoformat() if first else None
+
+
+class _Reader:
+    """Takes in one source after the other."""
+
+    def __init__(self, tokens: str, label: str, group: str, rules: TokenRules, memory_bytes: int) -> None:
+        self._tokens_column, self._label_column, self._group_column = tokens, label, group
+        self._rules = rules
+        self._memory_bytes = memory_bytes
+        self._dtype = np.min_scalar_type(rules.num_tokens_known - 1)
+        self._spools = [self._spool() for _ in SIDES]
+        self._parts: list[_Part] = []
+        self._files: list[str] = []
+
+    def _spool(self) -> TokenSpool:
+        return TokenSpool(self._dtype, self._memory_bytes)
+
+    def read(self, source: Source) -> None:
+        """Raises SourceError if a file of the source can't be read."""
+        plan = plan_shards(source, Columns(tokens=self._tokens_column), ShardLimits(rows=2**62, bytes=2**62))
+        if plan.unreadable:
+            first, others = plan.unreadable[0], len(plan.unreadable) - 1
+            more = f" ({others} more files can't be read either)" if others else ""
+            raise SourceError(f"{source.root / first.file}: {first.reason}{more}")
+        for shard in plan.shards:
+            try:
+                self._parts += self._read_file(source.root, shard)
+            except FileError as error:
+                raise SourceError(f"{source.root / shard.file}: {error}.") from None
+            self._files.append(str(source.root / shard.file))
+
+    def _read_file(self, root: Location, shard: Shard) -> "Iterator[_Part]":
+        schema = read_footer(root / shard.file).schema
+        group_column = self._group_column if self._group_column in schema.names else None
+        partitions = partition_values(shard.file)
+        names = [self._tokens_column, *([group_column] if group_column else [])]
+        if self._label_column not in partitions:
+            require_column(schema, self._label_column, "label_column")
+            _check_label_type(schema.field(self._label_column))
+            names.append(self._label_column)
+        first_row = 0
+        for table in read_shard(root, shard, list(dict.fromkeys(names))):
+            if self._label_column in partitions:
+                value = partitions[self._label_column]
+                labels: pa.ChunkedArray = pa.chunked_array([pa.repeat(value, table.num_rows)])
+            else:
+                labels = table[self._label_column]
+            groups = table[group_column].to_pylist() if group_column else [None] * table.num_rows
+            yield self._take(table[self._tokens_column], labels, groups, first_row)
+            first_row += table.num_rows
+
+    def _take(self, tokens: pa.ChunkedArray, labels: pa.ChunkedArray, groups: list[Any], first_row: int) -> "_Part":
+        """Put the tokens of some rows into the spools; what else is known of the rows is returned."""
+        # Masks of numpy rather than Arrow's `filter`, which pyarrow 26 does not have for views.
+        labelled = labels.is_valid().to_numpy()
+        rows = decode_tokens(tokens, self._rules)
+        chosen, among_usable = labelled & rows.usable, labelled[rows.usable]
+        lengths = np.diff(rows.offsets)
+        values = rows.values[np.repeat(among_usable, lengths)].astype(self._dtype, copy=False)
+        lengths = lengths[among_usable]
+        groups = list(compress(groups, chosen))
+        contents = hash_keys(_contents(values, lengths))
+        is_grouped = np.array([group is not None for group in groups], bool)
+        keys = contents.copy()
+        keys[is_grouped] = hash_keys(str(group).encode() for group in groups if group is not None)
+        splits = splits_of_hashes(keys)
+        for side, spool in zip(SIDES, self._spools, strict=True):
+            spool.append(values[np.repeat(splits == side, lengths)])
+        return _Part(
+            lengths=lengths,
+            labels=_plain(labels).filter(pa.array(chosen)),
+            splits=splits,
+            groups=keys.view(np.int64),
+            contents=contents,
+            positions=first_row + np.flatnonzero(chosen),
+            file_number=len(self._files),
+            num_grouped=int(np.count_nonzero(is_grouped)),
+            num_unlabelled=int(np.count_nonzero(~labelled)),
+            num_unusable=int(np.count_nonzero(labelled & ~rows.usable)),
+        )
+
+    def finish(self, where: str, since: str | None, min_class_rows: int) -> LabelledRows:
+        parts = self._parts
+        labels = pa.chunked_array([part.labels for part in parts], _common_type([part.labels for part in parts]))
+        classes, codes = _encode(labels)
+        lengths = np.concatenate([part.lengths for part in parts])
+        num_grouped = sum(part.num_grouped for part in parts)
+        rows = LabelledRows(
+            values=tuple(spool.array() for spool in self._spools),
+            lengths=lengths,
+            labels=codes,
+            classes=classes,
+            splits=np.concatenate([part.splits for part in parts]),
+            groups=np.concatenate([part.groups for part in parts]),
+            contents=np.concatenate([part.contents for part in parts]),
+            file_numbers=np.concatenate([np.full(len(part.lengths), part.file_number, np.int32) for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            files=tuple(self._files),
+            split_by=_split_by(num_grouped, len(lengths)),
+            since=since,
+            num_unlabelled=sum(part.num_unlabelled for part in parts),
+            num_unusable=sum(part.num_unusable for part in parts),
+            left_out={},
+        )
+        rows = without_small_classes(rows, min_class_rows, self._memory_bytes)
+        if len(rows.classes) < 2:
+            only = f"only {rows.classes[0]!r}" if rows.classes else "no label at all"
+            small = f" ({', '.join(rows.left_out)}: too few rows to train on)" if rows.left_out else ""
+            raise SourceError(
+                f"The source {where} has {only} in column {self._label_column!r}{small}; "
+                "training needs two classes or more."
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is kept of some rows of a file beside their tokens. labels: as they came."""
+
+    lengths: npt.NDArray[np.int64]
+    labels: pa.Array
+    splits: npt.NDArray[np.int8]
+    groups: npt.NDArray[np.int64]
+    contents: npt.NDArray[np.uint64]
+    positions: npt.NDArray[np.int64]
+    file_number: int
+    num_grouped: int
+    num_unlabelled: int
+    num_unusable: int
+
+
+def _contents(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> Iterator[bytes]:
+    """The tokens of each row as bytes."""
+    content = values.tobytes()
+    for start, end in pairwise([0, *np.cumsum(lengths * values.itemsize).tolist()]):
+        yield content[start:end]
+
+
+def _split_by(num_grouped: int, num_rows: int) -> str:
+    if not num_grouped:
+        return "content"
+    return "group" if num_grouped == num_rows else "group and content"
+
+
+def _check_label_type(field: pa.Field) -> None:
+    kind = field.type.value_type if pt.is_dictionary(field.type) else field.type
+    if not (pt.is_integer(kind) or pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)):
+        raise FileError(f"column {field.name!r} (label) has type {field.type}; a label must be a string or an integer")
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array, integers as int64 and everything else as text."""
+    if pt.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    column = column.cast(pa.int64() if pt.is_integer(column.type) else pa.large_string())
+    return column.combine_chunks()
+
+
+def _common_type(labels: list[pa.Array]) -> pa.DataType:
+    kinds = {str(label.type): label.type for label in labels}
+    if len(kinds) > 1:
+        raise SourceError("The label column holds integers in some files and strings in others; use one of the two.")
+    return next(iter(kinds.values()), pa.large_string())
+
+
+def _encode(labels: pa.ChunkedArray) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    distinct = pc.unique(labels)
+    ordered = distinct.take(pc.sort_indices(distinct))
+    codes = pc.index_in(labels, value_set=ordered).to_numpy().astype(np.int64)
+    return tuple(str(name) for name in ordered.to_pylist()), codes

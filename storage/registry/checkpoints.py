@@ -2,7 +2,7 @@
 
     REGISTRY/checkpoints/<version>/model.safetensors  config.json  README.md  card.json
     REGISTRY/aliases/champion.json
-    REGISTRY/training/<digest>/snapshot    trainings that are not over, see `storage.registry.snapshots`
+    REGISTRY/training/<digest>/snapshot    trainings that are not over, see `storage.registry.retention`
     REGISTRY/runs/<flow-run-id>.json       what each retraining did
 
 Checkpoints are bytes here: what the files mean is for `attnlstm.checkpoint` to say.
@@ -61,18 +61,38 @@ class Registry:
     def open(cls, place: str) -> "Registry":
         return cls(Location.parse(place))
 
-    def _folder(self, version: str) -> Location:
-        return self.root / f"checkpoints/{version}"
+    @property
+    def checkpoints(self) -> Location:
+        """The folder of all versions."""
+        return self.root / "checkpoints"
+
+    @property
+    def aliases(self) -> Location:
+        """The folder of what names such as `champion` stand for."""
+        return self.root / "aliases"
+
+    @property
+    def trainings(self) -> Location:
+        """The folder of the snapshots of trainings that are not over."""
+        return self.root / "training"
+
+    def run_record(self, run_id: str) -> Location:
+        """Where the record of a retraining is kept."""
+        return self.root / f"runs/{run_id}.json"
+
+    def folder(self, version: str) -> Location:
+        """The folder of a version, whether or not it exists."""
+        return self.checkpoints / version
 
     def _alias(self, name: str) -> Location:
-        return self.root / f"aliases/{name}.json"
+        return self.aliases / f"{name}.json"
 
     def publish(self, files: Mapping[str, bytes], card: Mapping[str, Any], readme: str) -> StoredCheckpoint:
         """Add a version: whole, under a new name, or not at all. The card is written last."""
         digest = files_digest(files)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:8]}"
         for version in (name + "+" * times for times in itertools.count()):  # the same weights twice within a second
-            folder = self._folder(version)
+            folder = self.folder(version)
             record = {"version": version} | dict(card) | {"version": version, "digest": digest}
             contents = {**files, "README.md": readme.encode(), CARD: _to_json(record)}
             if not folder.is_folder() and _place(folder, contents):
@@ -82,18 +102,18 @@ class Registry:
     def annotate(self, version: str, **fields: Any) -> dict[str, Any]:
         """Put these fields on a version's card, all at once. Returns the card. Scores and digest stay the same."""
         card = self.card(version) | fields
-        (self._folder(version) / CARD).write_bytes(_to_json(card))
+        (self.folder(version) / CARD).write_bytes(_to_json(card))
         return card
 
     def versions(self) -> list[str]:
         """Complete versions, oldest first."""
-        base = self.root / "checkpoints"
+        base = self.checkpoints
         cards = (base.relative(info.path) for info in base.walk() if info.base_name == CARD)
         return sorted(card.removesuffix(f"/{CARD}") for card in cards if not card.startswith("."))
 
     def card(self, version: str) -> dict[str, Any]:
         """A version's card; no other file is read. Raises RegistryError if there is none, or if it is damaged."""
-        folder = self._folder(version)
+        folder = self.folder(version)
         if "/" in version or (card := _read_card(folder)) is None:
             raise self._unknown(version) if "/" in version or not folder.is_folder() else _incomplete(folder)
         return card
@@ -104,7 +124,7 @@ class Registry:
 
     def promote(self, version: str, why: str, name: str = CHAMPION) -> Alias:
         """Let `name` stand for `version` from now on, whatever it stood for. A damaged alias is replaced."""
-        with only_mover(self.root / "aliases"):
+        with only_mover(self.aliases):
             self._check(version)
             try:
                 old = self.alias(name)
@@ -117,7 +137,7 @@ class Registry:
 
         Raises AliasMovedError if it does not: then the decision is to be made again.
         """
-        with only_mover(self.root / "aliases"):
+        with only_mover(self.aliases):
             self._check(version)
             alias = self.alias(name)
             found = alias.version if alias else None
@@ -133,7 +153,7 @@ class Registry:
 
         Raises RegistryError if there is nothing before, or if that version is gone.
         """
-        with only_mover(self.root / "aliases"):
+        with only_mover(self.aliases):
             alias = self.alias(name)
             if alias is None or not alias.before:
                 has = f"has no {name}" if alias is None else f"has had no other {name} than {alias.version}"
@@ -164,7 +184,7 @@ class Registry:
                     f"--registry {self.root}`, or name a checkpoint."
                 )
             return self._read_version(alias.version)
-        folder = self._folder(checkpoint)
+        folder = self.folder(checkpoint)
         if "/" not in checkpoint and folder.is_folder():
             return self._read_version(checkpoint)
         folder = Location.parse(checkpoint)
@@ -180,7 +200,7 @@ class Registry:
         )
 
     def _read_version(self, version: str) -> StoredCheckpoint:
-        folder = self._folder(version)
+        folder = self.folder(version)
         stored = read_checkpoint(folder, version)
         if not stored.card:
             raise _incomplete(folder)

@@ -9,7 +9,7 @@ import torch
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from attnlstm.training.rows import Labelled
+from attnlstm.training.rows import LabelledSequences
 from builders import make_rows
 
 Ragged = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -37,16 +37,16 @@ def ragged() -> Callable[[list[int]], Ragged]:
 
 
 @pytest.fixture(scope="session")
-def planted() -> Callable[[int, int], Labelled]:
+def planted() -> Callable[[int, int], LabelledSequences]:
     """So many rows of noise with a token, 0, 1 or 2, in up to three random places, that tells the class; by seed."""
 
-    def rows(num_rows: int, seed: int) -> Labelled:
+    def rows(num_rows: int, seed: int) -> LabelledSequences:
         rng = np.random.default_rng(seed)
         lengths = rng.integers(3, 30, num_rows)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         values = rng.integers(3, 11, offsets[-1]).astype(np.uint8)
         labels = rng.integers(0, 3, num_rows)
         values[offsets[:-1, None] + rng.integers(0, lengths[:, None], (num_rows, 3))] = labels[:, None]
-        return Labelled(values, offsets, labels)
+        return LabelledSequences(values, offsets, labels)
 
     return rows

@@ -20,10 +20,11 @@ from sklearn.linear_model import LogisticRegression
 
 from attnlstm.engines import open_engine
 from attnlstm.evaluation.metrics import evaluate
-from attnlstm.training.loop import Labelled, TrainingResult, train
-from attnlstm.training.presets import DEFAULT, PRESETS, preset
-from storage.labelled.reading import read_labelled
+from attnlstm.training.loop import TrainingResult, train
+from attnlstm.training.rows import LabelledSequences
+from attnlstm.training.settings import DEFAULT, PRESETS, preset
 from storage.labelled.rows import SIDES, LabelledRows
+from storage.labelled.source import read_labelled
 from storage.labelled.split import TRAIN, VALIDATION
 
 PENALTIES = (1.0, 10.0, 100.0)
@@ -57,19 +58,19 @@ def show(folder: Path, how: str, figures: dict[str, Any]) -> None:
     print(f"| {folder.name} | {how} | " + " | ".join([*cells, *map(str, more)]) + " |", flush=True)
 
 
-def all_rows(rows: LabelledRows, classes: tuple[str, ...]) -> Labelled:
+def all_rows(rows: LabelledRows, classes: tuple[str, ...]) -> LabelledSequences:
     """The rows of all sides, with labels in the order of `classes`."""
     sides = [rows.side(side) for side in SIDES]
     lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in sides])
     order = np.array([classes.index(name) for name in rows.classes])
-    return Labelled(
+    return LabelledSequences(
         np.concatenate([values for values, _, _ in sides]),
         np.concatenate(([0], np.cumsum(lengths))),
         order[np.concatenate([labels for _, _, labels in sides])],
     )
 
 
-def measure_baseline(rows: LabelledRows, test: Labelled, C: float) -> dict[str, Any]:
+def measure_baseline(rows: LabelledRows, test: LabelledSequences, C: float) -> dict[str, Any]:
     train_rows = all_rows(rows, rows.classes)
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), lowercase=False)
     features = vectorizer.fit_transform(texts(train_rows))
@@ -79,17 +80,19 @@ def measure_baseline(rows: LabelledRows, test: Labelled, C: float) -> dict[str, 
     return evaluate(probabilities, test.labels, rows.classes)
 
 
-def texts(rows: Labelled) -> list[str]:
+def texts(rows: LabelledSequences) -> list[str]:
     """A character for each byte."""
     text = rows.values.astype(np.uint8).tobytes().decode("latin-1")
     return [text[start:end] for start, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
 
 
-def measure_ours(rows: LabelledRows, test: Labelled, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_ours(
+    rows: LabelledRows, test: LabelledSequences, seed: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
     chosen = preset(arguments.preset)
-    validation = Labelled(*rows.side(VALIDATION))
+    validation = LabelledSequences(*rows.side(VALIDATION))
     settings = chosen.settings(seed=seed, threads=arguments.threads)
-    result = train(chosen.config(rows.classes), settings, Labelled(*rows.side(TRAIN)), validation)
+    result = train(chosen.config(rows.classes), settings, LabelledSequences(*rows.side(TRAIN)), validation)
     before = evaluate(probabilities_of(result, test, 1.0, arguments.threads), test.labels, rows.classes)
     after = evaluate(probabilities_of(result, test, result.temperature, arguments.threads), test.labels, rows.classes)
     epochs = f"{result.best_epoch} of {len(result.epochs)}"
@@ -97,7 +100,7 @@ def measure_ours(rows: LabelledRows, test: Labelled, seed: int, arguments: argpa
 
 
 def probabilities_of(
-    result: TrainingResult, test: Labelled, temperature: float, threads: int
+    result: TrainingResult, test: LabelledSequences, temperature: float, threads: int
 ) -> npt.NDArray[np.float32]:
     result.network.config = replace(result.network.config, temperature=temperature)
     return open_engine(result.network, threads=threads).score(test.values, test.offsets).probabilities

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from attnlstm.checkpoint import from_files
 from attnlstm.engines import open_engine
 from attnlstm.evaluation.metrics import evaluate
-from storage.labelled.reading import LabelledRows, read_labelled
+from storage.labelled.source import LabelledRows, read_labelled
 from storage.labelled.split import TEST, TRAIN, VALIDATION
 from storage.registry.checkpoints import CHAMPION, Registry
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-from attnlstm.threads import num_cores
+from attnlstm.process import num_cores
 
 PACKAGES = ("attnlstm", "torch", "numpy", "numba", "pyarrow", "prefect", "onnxruntime", "ray")
 

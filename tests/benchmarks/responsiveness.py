@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attnlstm.threads import num_cores
+from attnlstm.process import num_cores
 from findings import Findings, markdown
 from workloads import Workload, checkpoint
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attnlstm.threads import num_cores
+from attnlstm.process import num_cores
 from contenders import BUNDLES, FLOW, PEERS, TORCH_ENGINE
 from end_to_end import Plan, compare
 from findings import Findings, markdown

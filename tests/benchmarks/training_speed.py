@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from attnlstm.training.loop import Labelled, TrainingSettings, train
+from attnlstm.training.loop import train
+from attnlstm.training.rows import LabelledSequences
+from attnlstm.training.settings import TrainingSettings
 from end_to_end import Plan
 from findings import Findings
 from peers.packed_torch import packed_forward
@@ -30,7 +32,7 @@ def compare_training(plan: Plan, num_rows: int = 2000) -> Findings:
     for kind, lengths in kinds.items():
         values, offsets = ragged(lengths)
         labels = np.random.default_rng(3).integers(0, len(CLASSES), num_rows)
-        labelled = Labelled(values, offsets, labels)
+        labelled = LabelledSequences(values, offsets, labels)
         ways = {
             "attnlstm.training.loop": lambda data=labelled: _ours(data, plan.threads),
             f"PackedSequence, {plan.threads} threads": lambda data=labelled: _plain_loop(data, plan.threads),
@@ -50,13 +52,13 @@ def compare_training(plan: Plan, num_rows: int = 2000) -> Findings:
     return Findings("Training", header, rows, [f"{num_rows:,} rows, batches of {BATCH_ROWS}, hidden 16"], figures)
 
 
-def _ours(labelled: Labelled, threads: int) -> float:
-    few = Labelled(labelled.values[: labelled.offsets[1]], labelled.offsets[:2], labelled.labels[:1])
+def _ours(labelled: LabelledSequences, threads: int) -> float:
+    few = LabelledSequences(labelled.values[: labelled.offsets[1]], labelled.offsets[:2], labelled.labels[:1])
     settings = TrainingSettings(epochs=1, crop_tokens=None, batch_rows=BATCH_ROWS, threads=threads)
     return train(CONFIG, settings, labelled, few).epochs[0].tokens_per_second
 
 
-def _plain_loop(labelled: Labelled, threads: int) -> float:
+def _plain_loop(labelled: LabelledSequences, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)

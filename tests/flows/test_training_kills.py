@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from attnlstm.checkpoint import from_files
-from flows.operations.promote import judge_checkpoint
+from flows.operations.promote import decide_promotion
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
 from storage.registry.checkpoints import Registry
@@ -28,7 +28,7 @@ def retrain(source: str, registry: str, seed: int) -> None:
     labelled, opened = LabelledSource(source), Registry.open(registry)
     overrides = {"epochs": EPOCHS, "threads": 1, "seed": seed, "patience": EPOCHS}
     request = TrainingRequest(labelled=labelled, preset="reference", overrides=overrides)
-    judge_checkpoint(labelled, opened, train_checkpoint(request, opened, Listener()).version)
+    decide_promotion(labelled, opened, train_checkpoint(request, opened, Listener()).version)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def context() -> multiprocessing.context.ForkServerContext:
         [
             "flows.operations.promote",
             "attnlstm.training.loop",
-            "attnlstm.training.presets",
+            "attnlstm.training.settings",
             "attnlstm.engines.fused_cpu",
         ]
     )

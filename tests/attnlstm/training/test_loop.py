@@ -16,8 +16,10 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.network import AttentionLSTM
 from attnlstm.training import loop as training
-from attnlstm.training.loop import EpochReport, Labelled, TrainingSettings, train
-from attnlstm.training.rows import crop
+from attnlstm.training.loop import train
+from attnlstm.training.rows import LabelledSequences, crop
+from attnlstm.training.settings import TrainingSettings
+from attnlstm.training.snapshots import EpochReport
 from attnlstm.training.step import Stepper
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
@@ -25,20 +27,23 @@ QUICK = TrainingSettings(epochs=2, batch_rows=37, threads=2)
 
 
 @pytest.fixture(scope="module")
-def rows(planted: Callable[[int, int], Labelled]) -> Labelled:
+def rows(planted: Callable[[int, int], LabelledSequences]) -> LabelledSequences:
     """To train on."""
     return planted(307, 1)
 
 
 @pytest.fixture(scope="module")
-def held_out(planted: Callable[[int, int], Labelled]) -> Labelled:
+def held_out(planted: Callable[[int, int], LabelledSequences]) -> LabelledSequences:
     """To validate on."""
     return planted(97, 2)
 
 
 @pytest.mark.parametrize("attention", ["additive", "multihead"])
 def test_a_planted_token_is_learned(
-    attention: str, rows: Labelled, held_out: Labelled, planted: Callable[[int, int], Labelled]
+    attention: str,
+    rows: LabelledSequences,
+    held_out: LabelledSequences,
+    planted: Callable[[int, int], LabelledSequences],
 ) -> None:
     settings = TrainingSettings(learning_rate=1e-2, epochs=10, batch_rows=16, weight_decay=0.01, warmup_share=0.05)
     config = replace(CONFIG, attention=attention, dropout=0.0)
@@ -49,7 +54,9 @@ def test_a_planted_token_is_learned(
     assert (scores.probabilities.argmax(1) == unseen.labels).mean() > 0.95
 
 
-def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads(rows: Labelled, held_out: Labelled) -> None:
+def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
     one, again, other_threads, other_seed = (
         to_files(train(CONFIG, settings, rows, held_out).network)
         for settings in (QUICK, QUICK, replace(QUICK, threads=1), replace(QUICK, seed=1))
@@ -58,7 +65,7 @@ def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads(rows: Lab
     assert one["model.safetensors"] != other_seed["model.safetensors"]
 
 
-def test_training_leaves_torchs_own_random_numbers_alone(rows: Labelled, held_out: Labelled) -> None:
+def test_training_leaves_torchs_own_random_numbers_alone(rows: LabelledSequences, held_out: LabelledSequences) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -66,16 +73,16 @@ def test_training_leaves_torchs_own_random_numbers_alone(rows: Labelled, held_ou
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_time_limit_that_is_not_met_changes_nothing(rows: Labelled, held_out: Labelled) -> None:
+def test_a_time_limit_that_is_not_met_changes_nothing(rows: LabelledSequences, held_out: LabelledSequences) -> None:
     unlimited, limited = (
         to_files(train(CONFIG, replace(QUICK, max_seconds=limit), rows, held_out).network) for limit in (None, 1e6)
     )
     assert unlimited == limited
 
 
-def test_the_best_weights_are_kept_and_patience_ends_it(rows: Labelled, held_out: Labelled) -> None:
+def test_the_best_weights_are_kept_and_patience_ends_it(rows: LabelledSequences, held_out: LabelledSequences) -> None:
     # Labels of the validation rows are turned round, so that learning makes the loss worse.
-    wrong = Labelled(held_out.values, held_out.offsets, (held_out.labels + 1) % 3)
+    wrong = LabelledSequences(held_out.values, held_out.offsets, (held_out.labels + 1) % 3)
     reports: list[EpochReport] = []
     settings = TrainingSettings(learning_rate=1e-2, epochs=40, patience=8, batch_rows=32)
     result = train(replace(CONFIG, dropout=0.0), settings, rows, wrong, reports.append)
@@ -98,7 +105,9 @@ def test_the_best_weights_are_kept_and_patience_ends_it(rows: Labelled, held_out
     np.testing.assert_array_equal(again, result.validation_logits)
 
 
-def test_the_temperature_calibrates_on_the_validation_rows(rows: Labelled, held_out: Labelled) -> None:
+def test_the_temperature_calibrates_on_the_validation_rows(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
     result = train(CONFIG, QUICK, rows, held_out)
     logits = torch.from_numpy(result.validation_logits)
     labels = torch.from_numpy(held_out.labels)
@@ -106,7 +115,9 @@ def test_the_temperature_calibrates_on_the_validation_rows(rows: Labelled, held_
     assert F.cross_entropy(logits / result.temperature, labels) <= F.cross_entropy(logits, labels)
 
 
-def test_a_row_that_is_there_often_does_not_decide_the_temperature_alone(rows: Labelled, held_out: Labelled) -> None:
+def test_a_row_that_is_there_often_does_not_decide_the_temperature_alone(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
     def temperature(copies: int) -> float:
         indices = np.append(np.arange(len(held_out)), np.zeros(copies, np.int64))
         validation = crop(held_out, indices, int(held_out.lengths.max()), np.random.default_rng(1))
@@ -117,14 +128,14 @@ def test_a_row_that_is_there_often_does_not_decide_the_temperature_alone(rows: L
 
 
 def test_the_time_limit_ends_training_and_the_schedule_with_it(
-    monkeypatch: pytest.MonkeyPatch, rows: Labelled, held_out: Labelled
+    monkeypatch: pytest.MonkeyPatch, rows: LabelledSequences, held_out: LabelledSequences
 ) -> None:
     # A clock that advances one second a step of training.
     clock = [0.0]
     rates: list[float] = []
     take = Stepper.take
 
-    def timed_take(self: Stepper, batch: Labelled, step: int, learning_rate: float) -> torch.Tensor:
+    def timed_take(self: Stepper, batch: LabelledSequences, step: int, learning_rate: float) -> torch.Tensor:
         clock[0] += 1.0
         rates.append(learning_rate)
         return take(self, batch, step, learning_rate)
@@ -140,14 +151,16 @@ def test_the_time_limit_ends_training_and_the_schedule_with_it(
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
 
 
-def test_a_limit_shorter_than_an_epoch_still_gives_a_network(rows: Labelled, held_out: Labelled) -> None:
+def test_a_limit_shorter_than_an_epoch_still_gives_a_network(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
     result = train(CONFIG, replace(QUICK, max_seconds=1e-9, batch_rows=1), rows, held_out)
     assert result.stopped_by == "time"
     assert len(result.epochs) == 1
     assert result.validation_logits.shape == (97, 3)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(rows: Labelled, held_out: Labelled) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(rows: LabelledSequences, held_out: LabelledSequences) -> None:
     settings = replace(QUICK, learning_rate=1e30, warmup_share=0.0)
     with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1; a learning_rate below 1e\+30 may help"):
         train(CONFIG, settings, rows, held_out)
@@ -161,13 +174,13 @@ def test_a_loss_that_is_not_finite_is_an_error(rows: Labelled, held_out: Labelle
     ],
 )
 def test_labels_that_do_not_fit_are_refused(
-    labels: np.ndarray, message: str, rows: Labelled, held_out: Labelled
+    labels: np.ndarray, message: str, rows: LabelledSequences, held_out: LabelledSequences
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(CONFIG, QUICK, Labelled(rows.values, rows.offsets, labels), held_out)
+        train(CONFIG, QUICK, LabelledSequences(rows.values, rows.offsets, labels), held_out)
 
 
-def test_a_warm_start_goes_on_from_a_copy(rows: Labelled, held_out: Labelled) -> None:
+def test_a_warm_start_goes_on_from_a_copy(rows: LabelledSequences, held_out: LabelledSequences) -> None:
     champion = train(CONFIG, replace(QUICK, epochs=8), rows, held_out).network
     champion.config = replace(CONFIG, temperature=2.0)
     before = to_files(champion)
@@ -180,7 +193,9 @@ def test_a_warm_start_goes_on_from_a_copy(rows: Labelled, held_out: Labelled) ->
         train(replace(CONFIG, hidden_size=8), QUICK, rows, held_out, network=champion)
 
 
-def test_a_network_of_ones_own_is_trained_unused_parameters_and_all(rows: Labelled, held_out: Labelled) -> None:
+def test_a_network_of_ones_own_is_trained_unused_parameters_and_all(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
     class MeanPooling(AttentionLSTM):
         def forward(
             self, token_ids: torch.Tensor, lengths: torch.Tensor, generator: torch.Generator | None = None
@@ -198,8 +213,8 @@ def test_a_network_of_ones_own_is_trained_unused_parameters_and_all(rows: Labell
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_cuda_device_trains_too(precision: str, rows: Labelled, held_out: Labelled) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cuda_device_trains_too(precision: str, rows: LabelledSequences, held_out: LabelledSequences) -> None:
     snapshots: list[bytes] = []
     settings = replace(QUICK, epochs=10, batch_rows=16, device="cuda", precision=precision)  # type: ignore[arg-type]
     result = train(replace(CONFIG, dropout=0.0), settings, rows, held_out, on_snapshot=snapshots.append)

@@ -8,7 +8,7 @@ import pytest
 
 from attnlstm.config import ModelConfig
 from attnlstm.engines.fused_cpu import fits
-from attnlstm.training.presets import DEFAULT, PRESETS, preset
+from attnlstm.training.settings import DEFAULT, PRESETS, preset
 
 
 def test_the_reference_has_the_published_sizes() -> None:
@@ -37,5 +37,5 @@ def test_an_unknown_preset_names_the_known() -> None:
 
 def test_presets_load_without_torch() -> None:
     """Flows build their forms from them, and a command line its help."""
-    code = "import sys, attnlstm.training.presets; sys.exit('torch' in sys.modules)"
+    code = "import sys, attnlstm.training.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnlstm.training.rows import Labelled, balancing_weights, crop, hide_tokens, shuffled_batches
+from attnlstm.training.rows import LabelledSequences, balancing_weights, crop, hide_tokens, shuffled_batches
 
 
 def test_every_row_is_in_one_batch_of_like_lengths() -> None:
@@ -18,7 +18,7 @@ def test_every_row_is_in_one_batch_of_like_lengths() -> None:
 
 
 def test_a_crop_is_a_piece_of_its_row() -> None:
-    labelled = Labelled(np.arange(30), np.array([0, 3, 30]), np.array([1, 0]))
+    labelled = LabelledSequences(np.arange(30), np.array([0, 3, 30]), np.array([1, 0]))
     rng = np.random.default_rng(0)
     pieces = [crop(labelled, np.array([1, 0]), 5, rng) for _ in range(40)]
     for piece in pieces:
@@ -35,7 +35,7 @@ def test_a_crop_is_a_piece_of_its_row() -> None:
 def test_hidden_tokens_are_about_their_share_and_never_a_whole_row() -> None:
     lengths = np.array([1, 2, 3, 5000])
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    rows = Labelled(np.full(5006, 255, np.uint8), offsets, np.zeros(4, np.int64))
+    rows = LabelledSequences(np.full(5006, 255, np.uint8), offsets, np.zeros(4, np.int64))
     rng = np.random.default_rng(0)
     hidden_shares = []
     for _ in range(30):
@@ -56,9 +56,9 @@ def test_balancing_weights_give_every_class_the_same_say() -> None:
 
 
 def test_the_digest_is_of_rows_not_of_their_width() -> None:
-    rows = Labelled(np.arange(9, dtype=np.uint8), np.array([0, 4, 9]), np.array([0, 1]))
-    wide = Labelled(rows.values.astype(np.int64), rows.offsets, rows.labels)
-    moved = Labelled(rows.values, np.array([0, 5, 9]), rows.labels)
-    other = Labelled(rows.values, rows.offsets, np.array([1, 1]))
+    rows = LabelledSequences(np.arange(9, dtype=np.uint8), np.array([0, 4, 9]), np.array([0, 1]))
+    wide = LabelledSequences(rows.values.astype(np.int64), rows.offsets, rows.labels)
+    moved = LabelledSequences(rows.values, np.array([0, 5, 9]), rows.labels)
+    other = LabelledSequences(rows.values, rows.offsets, np.array([1, 1]))
     assert rows.digest() == wide.digest()
     assert len({rows.digest(), moved.digest(), other.digest()}) == 3

@@ -11,16 +11,18 @@ import torch
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.training import loop as training
-from attnlstm.training.loop import Labelled, TrainingResult, TrainingSettings, train
+from attnlstm.training.loop import TrainingResult, train
+from attnlstm.training.rows import LabelledSequences
+from attnlstm.training.settings import TrainingSettings
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
 SETTINGS = TrainingSettings(epochs=3, batch_rows=37, crop_tokens=10, token_dropout=0.1, threads=2)
 
-Undisturbed = tuple[TrainingResult, list[bytes], Labelled, Labelled]
+Undisturbed = tuple[TrainingResult, list[bytes], LabelledSequences, LabelledSequences]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(planted: Callable[[int, int], Labelled]) -> Undisturbed:
+def undisturbed(planted: Callable[[int, int], LabelledSequences]) -> Undisturbed:
     """A training, its snapshots after every step (9 an epoch) and every epoch, and its rows."""
     snapshots: list[bytes] = []
     rows = planted(307, 1), planted(97, 2)
@@ -55,7 +57,7 @@ def test_threads_and_time_limit_may_differ(undisturbed: Undisturbed) -> None:
 
 def test_a_snapshot_of_another_training_is_refused(undisturbed: Undisturbed) -> None:
     _, snapshots, rows, validation = undisturbed
-    other = Labelled(rows.values, rows.offsets, np.roll(rows.labels, 1))
+    other = LabelledSequences(rows.values, rows.offsets, np.roll(rows.labels, 1))
     for attempt in (
         lambda: train(CONFIG, SETTINGS, other, validation, resume_from=snapshots[3]),
         lambda: train(CONFIG, replace(SETTINGS, seed=1), rows, validation, resume_from=snapshots[3]),

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from attnlstm.threads import worker_threads
-from attnlstm.training.rows import Labelled, balancing_weights, crop
+from attnlstm.process import worker_threads
+from attnlstm.training.rows import LabelledSequences, balancing_weights, crop
 from attnlstm.training.step import Stepper, _rows_per_slice
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=("x", "y", "z"))
@@ -20,7 +20,7 @@ CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=
 
 @pytest.mark.parametrize("weights", [np.ones(3, np.float32), np.array([0.5, 3, 1], np.float32)])
 def test_a_step_is_that_of_the_whole_batch_at_once(
-    weights: np.ndarray, planted: Callable[[int, int], Labelled]
+    weights: np.ndarray, planted: Callable[[int, int], LabelledSequences]
 ) -> None:
     """Slices, threads and summing do not change the gradient of the mean loss."""
     network = AttentionLSTM(CONFIG)
@@ -51,7 +51,7 @@ def test_a_step_is_that_of_the_whole_batch_at_once(
         torch.testing.assert_close(found[name], 0.5 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_balanced_classes_have_the_same_say_in_the_gradient(planted: Callable[[int, int], Labelled]) -> None:
+def test_balanced_classes_have_the_same_say_in_the_gradient(planted: Callable[[int, int], LabelledSequences]) -> None:
     rows = planted(97, 5)
     lopsided = replace(rows, labels=np.where(np.arange(97) < 90, 0, rows.labels))
     weights = balancing_weights(lopsided.labels, 3)

@@ -9,7 +9,7 @@ import torch
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
-from attnlstm.training.warm_start import warm_started
+from attnlstm.training.loop import warm_started
 
 CONFIG = ModelConfig(classes=("a", "b", "c"), embedding_dim=3, hidden_size=5, temperature=1.9)
 

@@ -18,11 +18,11 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.evaluation.calibration import log_loss
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
-from attnlstm.threads import num_cores
-from attnlstm.training.loop import Labelled, TrainingSettings, train
-from attnlstm.training.presets import preset
-from attnlstm.training.rows import crop
+from attnlstm.process import num_cores
+from attnlstm.training.loop import train
+from attnlstm.training.rows import LabelledSequences, crop
 from attnlstm.training.schedule import usual_epochs
+from attnlstm.training.settings import TrainingSettings, preset
 from poolings import POOLINGS, Pooling, make_network
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, VALIDATION
@@ -35,7 +35,7 @@ class LabelledSet:
     """classes: names, in the order of the labels. sides: train, validation and test rows, none empty."""
 
     classes: tuple[str, ...]
-    sides: tuple[Labelled, Labelled, Labelled]
+    sides: tuple[LabelledSequences, LabelledSequences, LabelledSequences]
 
     def shares_loss(self) -> float:
         """The log loss on the validation rows, in nats, of knowing only the classes' shares of the train rows.
@@ -50,11 +50,11 @@ class LabelledSet:
 def read_set(source: str, num_rows: int | None) -> LabelledSet:
     """The labelled rows of a source: about `num_rows`, the same share of each side and always the same rows."""
     found = LabelledSource(source).read()
-    train, validation, test = (Labelled(*found.side(side)) for side in (TRAIN, VALIDATION, TEST))
+    train, validation, test = (LabelledSequences(*found.side(side)) for side in (TRAIN, VALIDATION, TEST))
     share = min(1.0, (num_rows or len(found)) / len(found))
     rng = np.random.default_rng(0)
 
-    def some(side: Labelled) -> Labelled:
+    def some(side: LabelledSequences) -> LabelledSequences:
         rows = np.sort(rng.permutation(len(side))[: max(1, round(len(side) * share))])
         return crop(side, rows, int(side.lengths.max()), rng)
 

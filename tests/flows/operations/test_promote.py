@@ -17,9 +17,9 @@ import torch
 import flows.operations.promote
 from attnlstm.checkpoint import from_files, to_files
 from attnlstm.config import ModelConfig
-from attnlstm.evaluation.held_out import score_held_out
+from attnlstm.evaluation.metrics import probabilities_of
 from attnlstm.network import AttentionLSTM
-from flows.operations.promote import PromotionRules, judge_checkpoint
+from flows.operations.promote import PromotionRules, decide_promotion
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, assign_splits
@@ -50,7 +50,7 @@ def publish_variant(registry: Registry, labelled: LabelledSource) -> Publish:
             change(network)
         rows = labelled.read()
         values, offsets, _ = rows.side(TEST)
-        (probabilities,) = score_held_out([network], network.config.classes, values[: offsets[5]], offsets[:6])
+        (probabilities,) = probabilities_of([network], network.config.classes, values[: offsets[5]], offsets[:6])
         sample = {
             "contents": [f"{content:016x}" for content in rows.contents[rows.splits == TEST][:5].tolist()],
             "probabilities": probabilities.tolist(),
@@ -78,22 +78,22 @@ def test_challenger_as_good_as_the_champion_is_promoted_and_its_card_says_why(
 ) -> None:
     version = publish_variant(nudge)
 
-    verdict = judge_checkpoint(labelled, registry, version)
+    promotion = decide_promotion(labelled, registry, version)
 
-    assert verdict.promoted
+    assert promotion.promoted
     alias = registry.alias()
     assert alias is not None
-    assert (alias.version, alias.why) == (version, verdict.why)
+    assert (alias.version, alias.why) == (version, promotion.why)
     assert [each.version for each in alias.before] == [trained.version]
     record = judgement(registry, version)
-    assert record == json.loads(json.dumps(verdict.record))
+    assert record == json.loads(json.dumps(promotion.record))
     assert (record["outcome"], record["against"], record["objections"]) == ("promoted", trained.version, [])
     assert record["difference"]["value"] == record["challenger"]["accuracy"] - record["champion"]["accuracy"]
     assert {"auroc", "ece", "log_loss", "macro_f1", "confusion", "per_class"} <= set(record["champion"])
-    assert verdict.why.startswith(
+    assert promotion.why.startswith(
         f"test accuracy {record['challenger']['accuracy']:.4f}; champion {trained.version} has "
     )
-    assert "90% interval of the gain" in verdict.why
+    assert "90% interval of the gain" in promotion.why
 
 
 def test_worse_challenger_is_rejected_and_the_rows_that_flip_are_named_by_place(
@@ -101,10 +101,10 @@ def test_worse_challenger_is_rejected_and_the_rows_that_flip_are_named_by_place(
 ) -> None:
     version = publish_variant(name_one_class)
 
-    verdict = judge_checkpoint(labelled, registry, version)
+    promotion = decide_promotion(labelled, registry, version)
 
-    assert verdict.outcome == "rejected"
-    assert verdict.why.startswith("its test accuracy is worse than the champion's; it names these classes worse than")
+    assert promotion.outcome == "rejected"
+    assert promotion.why.startswith("its test accuracy is worse than the champion's; it names these classes worse than")
     assert registry.load("champion").version == trained.version
     record = judgement(registry, version)
     assert set(record["lost_classes"]) == {"digits", "letters"}
@@ -128,12 +128,12 @@ def test_every_metric_rejects_a_worse_challenger_and_a_wide_margin_lets_it_pass(
         network.embedding.weight.add_(0.6 * torch.randn_like(network.embedding.weight))
 
     version = publish_variant(blur)
-    verdict = judge_checkpoint(labelled, registry, version, PromotionRules(metric=metric, margin=0))
-    assert verdict.outcome == "rejected"
-    assert flows.operations.promote.NAMES[metric] in verdict.why
-    assert verdict.record["lost_classes"] == []
-    rules = PromotionRules(metric=metric, margin=0.001 - verdict.record["difference"]["low"])
-    assert judge_checkpoint(labelled, registry, version, rules).promoted
+    promotion = decide_promotion(labelled, registry, version, PromotionRules(metric=metric, margin=0))
+    assert promotion.outcome == "rejected"
+    assert flows.operations.promote.NAMES[metric] in promotion.why
+    assert promotion.record["lost_classes"] == []
+    rules = PromotionRules(metric=metric, margin=0.001 - promotion.record["difference"]["low"])
+    assert decide_promotion(labelled, registry, version, rules).promoted
 
 
 def test_class_that_is_lost_is_an_objection_that_no_margin_covers(
@@ -142,10 +142,10 @@ def test_class_that_is_lost_is_an_objection_that_no_margin_covers(
     def forget(network: AttentionLSTM) -> None:
         network.mlp[2].bias[0] -= 50
 
-    verdict = judge_checkpoint(labelled, registry, publish_variant(forget), PromotionRules(margin=1.0))
+    promotion = decide_promotion(labelled, registry, publish_variant(forget), PromotionRules(margin=1.0))
 
-    assert verdict.outcome == "rejected"
-    assert verdict.record["objections"] == ["it names these classes worse than the champion: digits"]
+    assert promotion.outcome == "rejected"
+    assert promotion.record["objections"] == ["it names these classes worse than the champion: digits"]
 
 
 def test_challenger_that_learned_from_shuffled_labels_is_rejected(
@@ -164,9 +164,9 @@ def test_challenger_that_learned_from_shuffled_labels_is_rejected(
         request = TrainingRequest(labelled=labelled, preset="reference", overrides={"epochs": 4})
         version = train_checkpoint(request, into, Listener()).version
 
-        verdict = judge_checkpoint(labelled, into, version)
+        promotion = decide_promotion(labelled, into, version)
 
-        assert verdict.outcome == "rejected"
+        assert promotion.outcome == "rejected"
     assert registry.load("champion").version == trained.version
     assert into.alias() is None
 
@@ -177,29 +177,29 @@ def test_first_checkpoint_must_be_shown_to_beat_the_commonest_class(
     empty = Registry.open(str(tmp_path / "empty"))
     poor = publish_variant(name_one_class, into=empty)
 
-    verdict = judge_checkpoint(labelled, empty, poor)
+    promotion = decide_promotion(labelled, empty, poor)
 
-    assert verdict.outcome == "rejected"
-    assert verdict.why.startswith(
+    assert promotion.outcome == "rejected"
+    assert promotion.why.startswith(
         "its test accuracy is not shown to beat naming the commonest class; the first checkpoint"
     )
     assert empty.alias() is None
     good = publish_variant(into=empty)
-    verdict = judge_checkpoint(labelled, empty, good)
-    assert verdict.promoted
-    assert verdict.why.startswith("the first checkpoint, test accuracy ")
-    assert verdict.record["against"] is None
+    promotion = decide_promotion(labelled, empty, good)
+    assert promotion.promoted
+    assert promotion.why.startswith("the first checkpoint, test accuracy ")
+    assert promotion.record["against"] is None
 
 
 def test_champion_and_a_twin_of_it_change_nothing(
     registry: Registry, labelled: LabelledSource, publish_variant: Publish, trained: Any
 ) -> None:
     before = registry.alias()
-    assert judge_checkpoint(labelled, registry, trained.version).outcome == "unchanged"
+    assert decide_promotion(labelled, registry, trained.version).outcome == "unchanged"
     twin = publish_variant()
-    verdict = judge_checkpoint(labelled, registry, twin)
-    assert (verdict.outcome, verdict.promoted) == ("unchanged", False)
-    assert verdict.why.startswith("it has the champion's own weights, since ")
+    promotion = decide_promotion(labelled, registry, twin)
+    assert (promotion.outcome, promotion.promoted) == ("unchanged", False)
+    assert promotion.why.startswith("it has the champion's own weights, since ")
     assert registry.alias() == before
 
 
@@ -207,14 +207,14 @@ def test_weights_that_were_rolled_back_are_not_promoted_again(
     registry: Registry, labelled: LabelledSource, publish_variant: Publish, trained: Any
 ) -> None:
     version = publish_variant(nudge)
-    assert judge_checkpoint(labelled, registry, version).promoted
+    assert decide_promotion(labelled, registry, version).promoted
     registry.roll_back("a bad day")
     shutil.rmtree(f"{registry.root}/checkpoints/{version}")
 
     again = publish_variant(nudge)
-    verdict = judge_checkpoint(labelled, registry, again)
+    promotion = decide_promotion(labelled, registry, again)
 
-    assert verdict.record["objections"] == ["its weights were champion before and were rolled back"]
+    assert promotion.record["objections"] == ["its weights were champion before and were rolled back"]
     assert registry.load("champion").version == trained.version
 
 
@@ -226,10 +226,10 @@ def test_rollback_gives_the_scores_of_before_bit_for_bit(
     def scores() -> bytes:
         network = from_files(registry.load("champion").files, where="the champion")
         values, offsets, _ = rows.side(TEST)
-        return score_held_out([network], rows.classes, values, offsets)[0].tobytes()
+        return probabilities_of([network], rows.classes, values, offsets)[0].tobytes()
 
     before = scores()
-    judge_checkpoint(labelled, registry, publish_variant(nudge))
+    decide_promotion(labelled, registry, publish_variant(nudge))
     assert scores() != before
     registry.roll_back("a bad day")
     assert scores() == before
@@ -243,13 +243,13 @@ def test_scores_that_classify_does_not_give_are_an_objection(
     other = [[p[1], p[0], p[2]] for p in sample["probabilities"]]
     registry.annotate(version, sample={**sample, "probabilities": other})
 
-    verdict = judge_checkpoint(labelled, registry, version)
+    promotion = decide_promotion(labelled, registry, version)
 
-    (objection,) = verdict.record["objections"]
+    (objection,) = promotion.record["objections"]
     assert re.match(r"classify gives scores that are (0\.\d+|1) from those seen in training", objection)
     registry.annotate(version, sample={**sample, "contents": ["0" * 16] * 5})
-    verdict = judge_checkpoint(labelled, registry, version)
-    assert verdict.record["objections"] == ["none of the rows whose scores its card keeps is among the test rows"]
+    promotion = decide_promotion(labelled, registry, version)
+    assert promotion.record["objections"] == ["none of the rows whose scores its card keeps is among the test rows"]
 
 
 @pytest.fixture
@@ -268,8 +268,8 @@ def test_class_that_vanished_is_an_objection_unless_it_may_go(
 ) -> None:
     two = with_classes("digits", "letters").version
 
-    refused = judge_checkpoint(labelled, registry, two)
-    dropped = judge_checkpoint(labelled, registry, two, PromotionRules(vanished_classes="drop"))
+    refused = decide_promotion(labelled, registry, two)
+    dropped = decide_promotion(labelled, registry, two, PromotionRules(vanished_classes="drop"))
 
     assert "it does not know these classes of the champion's: high" in refused.record["objections"]
     assert "it does not know these classes of the champion's: high" not in dropped.record["objections"]
@@ -285,12 +285,12 @@ def test_champion_is_wrong_on_rows_of_a_class_that_appeared(
     version = publish_variant()
     registry.promote(with_classes("digits", "letters").version, "a test")
 
-    verdict = judge_checkpoint(labelled, registry, version)
+    promotion = decide_promotion(labelled, registry, version)
 
-    assert verdict.promoted
-    assert verdict.record["classes"] == {"appeared": ["high"], "vanished": []}
-    assert verdict.record["champion"]["per_class"]["high"]["recall"] == 0
-    assert verdict.record["champion"]["num_rows"] == verdict.record["challenger"]["num_rows"]
+    assert promotion.promoted
+    assert promotion.record["classes"] == {"appeared": ["high"], "vanished": []}
+    assert promotion.record["champion"]["per_class"]["high"]["recall"] == 0
+    assert promotion.record["champion"]["num_rows"] == promotion.record["challenger"]["num_rows"]
 
 
 def test_prediction_of_a_class_without_rows_is_wrong_and_not_taken_for_the_second_best(
@@ -302,9 +302,9 @@ def test_prediction_of_a_class_without_rows_is_wrong_and_not_taken_for_the_secon
     ghost = registry.publish(to_files(network), {}, "")
     registry.promote(ghost.version, "a test")
 
-    verdict = judge_checkpoint(labelled, registry, with_classes("digits", "high", "letters").version)
+    promotion = decide_promotion(labelled, registry, with_classes("digits", "high", "letters").version)
 
-    assert verdict.record["champion"]["accuracy"] == 0
+    assert promotion.record["champion"]["accuracy"] == 0
 
 
 def test_champion_that_changed_meanwhile_is_noticed_and_nothing_moves(
@@ -320,12 +320,12 @@ def test_champion_that_changed_meanwhile_is_noticed_and_nothing_moves(
         registry.promote(other, "quicker")
         return None
 
-    monkeypatch.setattr(flows.operations.promote, "smoke_run", slow)
+    monkeypatch.setattr(flows.operations.promote, "replay_through_classify", slow)
     with pytest.raises(AliasMovedError, match=f"is {other} now, and {version} was compared with"):
-        judge_checkpoint(labelled, registry, version)
+        decide_promotion(labelled, registry, version)
     assert registry.load("champion").version == other
     monkeypatch.undo()
-    assert judge_checkpoint(labelled, registry, version).record["against"] == other
+    assert decide_promotion(labelled, registry, version).record["against"] == other
 
 
 def test_negative_margin_is_refused() -> None:

@@ -18,7 +18,7 @@ from storage.errors import SourceError
 from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
 from storage.registry.checkpoints import Registry, StoredCheckpoint
-from storage.registry.snapshots import read_snapshot, snapshot_location, write_snapshot
+from storage.registry.retention import read_snapshot, snapshot_location, write_snapshot
 
 Train = Callable[..., StoredCheckpoint]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnlstm.training.loop import EpochReport
+from attnlstm.training.snapshots import EpochReport
 from flows.orchestration.training_log import curve_report, sparkline
 
 

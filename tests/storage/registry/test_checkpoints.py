@@ -16,8 +16,7 @@ from storage.locations import Location
 from storage.locks import only_run
 from storage.registry.aliases import AliasMovedError, RegistryBusyError
 from storage.registry.checkpoints import Registry, StoredCheckpoint, files_digest, read_checkpoint
-from storage.registry.retention import prune
-from storage.registry.snapshots import read_snapshot, remove_snapshot, write_snapshot
+from storage.registry.retention import prune, read_snapshot, remove_snapshot, write_snapshot
 
 FILES = {"config.json": b'{"num_classes": 2}', "model.safetensors": b"\x08weights"}
 

@@ -9,8 +9,9 @@ import pytest
 
 from storage.errors import RegistryError
 from storage.registry.checkpoints import Registry
-from storage.registry.retention import find_prunable, prune
-from storage.registry.snapshots import (
+from storage.registry.retention import (
+    find_removable,
+    prune,
     read_snapshot,
     remove_snapshot,
     remove_stale_snapshots,
@@ -46,7 +47,7 @@ def age(path: Path, days: float) -> None:
 
 
 def test_champion_its_history_and_the_newest_stay(registry: Registry, versions: list[str]) -> None:
-    found = find_prunable(registry, keep=2, history=2)
+    found = find_removable(registry, keep=2, history=2)
     assert [(each.path, each.reason) for each in found] == [
         (f"checkpoints/{versions[number]}", "old") for number in (1, 4, 5)
     ]
@@ -75,7 +76,7 @@ def test_trainings_that_stand_still_for_a_week_go(registry: Registry) -> None:
     for name, days in (("old", 8), ("recent", 6)):
         write_snapshot(registry, name, name.encode())
         age(Path(snapshot_location(registry, name).path), days)
-    assert [each.path for each in find_prunable(registry, keep=1, history=1)] == ["training/old/snapshot"]
+    assert [each.path for each in find_removable(registry, keep=1, history=1)] == ["training/old/snapshot"]
     assert [location.path for location in stale_snapshots(registry)] == [snapshot_location(registry, "old").path]
     remove_stale_snapshots(registry)
     assert [path.name for path in Path(registry.root.path, "training").iterdir()] == ["recent"]

@@ -11,7 +11,7 @@ import pytest
 from storage.errors import SourceError
 from storage.input.partitions import DateRange
 from storage.input.tokens import TokenRules
-from storage.labelled.reading import LabelledRows, read_labelled
+from storage.labelled.source import LabelledRows, read_labelled
 from storage.labelled.split import TEST, TRAIN, VALIDATION, assign_splits
 
 TOKENS = [b"%d" % number * 3 for number in range(200)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.labelled.spool import TokenSpool
+from storage.labelled.rows import TokenSpool
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

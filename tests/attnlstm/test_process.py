@@ -9,7 +9,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import numpy as np
-from attnlstm.heap import keep_freed_memory
+from attnlstm.process import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
