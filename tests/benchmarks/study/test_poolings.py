@@ -44,7 +44,9 @@ def test_neither_other_rows_nor_padding_change_a_row_of_all_but_the_published_mu
 
 
 @torch.no_grad()
-def test_the_published_multihead_attends_to_the_rows_of_its_batch_at_each_step() -> None:
+def test_the_published_multihead_attends_at_each_step_to_the_rows_of_batches_of_its_own_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network, token_ids = make("multihead_published"), batch()
     states = network._hidden_states(token_ids, LENGTHS, None)
     q, k, v = network.q(states), network.k(states), network.v(states)
@@ -62,12 +64,7 @@ def test_the_published_multihead_attends_to_the_rows_of_its_batch_at_each_step()
     assert weights[LENGTHS[:, None] <= torch.arange(37)].eq(0).all()
     other_company, _ = network(token_ids[:3], LENGTHS[:3])
     assert ((logits[:3] - other_company).abs().amax(1) > 0.01).all()
-
-
-@torch.no_grad()
-def test_the_published_multihead_has_batches_of_a_size_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poolings, "ROWS_TOGETHER", 3)
-    network, token_ids = make("multihead_published"), batch()
     together = network(token_ids, LENGTHS)
     for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
         for found, whole in zip(network(token_ids[rows], LENGTHS[rows]), together, strict=True):

@@ -34,7 +34,9 @@ def recorded(capsys: pytest.CaptureFixture[str], show: Show, *values: Any) -> An
     return json.loads(capsys.readouterr().out)
 
 
-def test_terminal_shows_what_is_for_people_and_json_the_record_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_what_is_for_people_and_json_the_record_and_both_complain_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def show(to: Printer) -> None:
         to.record({"é": [1]})
         to.say("[done]")
@@ -44,9 +46,6 @@ def test_terminal_shows_what_is_for_people_and_json_the_record_alone(capsys: pyt
 
     assert printed(show) == ["[done]", "place      a[b]", "long name  x", " one  two", " [1]  2", "wrong  here [7]"]
     assert recorded(capsys, show) == {"é": [1]}
-
-
-def test_complaints_go_to_stderr_in_both(capsys: pytest.CaptureFixture[str]) -> None:
     for to in (Terminal(), Json()):
         to.complain("[it] failed")
         assert capsys.readouterr() == ("", "[it] failed\n")
@@ -63,37 +62,22 @@ def test_long_lists_end_in_time_and_say_so(count: int, num_more: int, rest: str 
     assert lines[20:] == ([f"and {rest} more rows; the file lists them"] if rest else [])
 
 
-def test_tables_are_cut_only_where_json_has_the_rest() -> None:
+def test_tables_are_cut_only_where_json_has_the_rest_and_never_within_a_line() -> None:
     rows = [(str(number),) for number in range(30)]
+    path = "/" + "/".join(["folder"] * 30)
 
     assert printed(lambda to: to.table(("n",), rows))[-1] == " 29"
     assert printed(lambda to: to.table(("n",), rows, rest="shards"))[-2:] == [
         " 19",
         "and 10 more shards; --json lists them",
     ]
-
-
-def test_tables_do_not_cut_what_is_longer_than_a_line() -> None:
-    path = "/" + "/".join(["folder"] * 30)
-
     lines = printed(lambda to: to.table(("shard", "rows"), [(path, "")]))
-
     assert "".join("".join(lines[1:]).split()) == path
 
 
-@pytest.mark.parametrize(
-    ("told", "text"),
-    [
-        (byte_size(999), "999 bytes"),
-        (byte_size(3_540_000), "3.5 MB"),
-        (byte_size(2 * 10**9), "2.0 GB"),
-        (duration(0.2), "about 1 s"),
-        (duration(90), "about 2 min"),
-        (duration(9000), "about 2.5 h"),
-    ],
-)
-def test_sizes_and_times_are_told_in_words(told: str, text: str) -> None:
-    assert told == text
+def test_sizes_and_times_are_told_in_words() -> None:
+    assert [byte_size(number) for number in (999, 3_540_000, 2 * 10**9)] == ["999 bytes", "3.5 MB", "2.0 GB"]
+    assert [duration(seconds) for seconds in (0.2, 90, 9000)] == ["about 1 s", "about 2 min", "about 2.5 h"]
 
 
 def test_run_shows_its_facts_and_the_first_of_what_failed(telling_manifest: RunManifest) -> None:
@@ -177,10 +161,7 @@ def test_card_shows_data_training_figures_and_what_was_decided(capsys: pytest.Ca
         " spam   0.5000     1.0000  0.6667  617",
     ]
     assert recorded(capsys, show_card, CARD, None) == CARD
-
-
-def test_card_of_a_checkpoint_from_elsewhere_shows_what_it_has() -> None:
-    assert printed(show_card, {"version": "v1"}, None) == ["version  v1"]
+    assert printed(show_card, {"version": "v1"}, None) == ["version  v1"]  # a checkpoint from elsewhere
 
 
 def test_list_shows_champion_judgement_and_damage() -> None:

@@ -166,23 +166,19 @@ def test_deployments_are_those_of_prefect_yaml_but_for_places_and_schedules(made
     retrain = described["retrain"]["parameters"] | {"source": "labelled", "registry": "registry"}
     assert served["retrain"].parameters == retrain
     assert "label_column" not in served["classify"].parameters  # a column of the demo's rows
-
-
-def test_deployments_are_read_from_a_file_that_the_wheel_holds() -> None:
+    # They are read from a file that the wheel holds.
     held = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-
     assert held["flows.cli"] == ["prefect.yaml"]
     assert (REPOSITORY / "flows" / "cli" / "prefect.yaml").resolve() == PREFECT_YAML
 
 
 @pytest.mark.parametrize("name", ["source", "output", "registry", "labelled"])
-def test_credentials_are_refused_before_a_server_has_them(name: str, made: Callable[..., Any]) -> None:
+def test_credentials_and_places_that_no_run_could_read_are_refused_before_a_server_has_them(
+    name: str, made: Callable[..., Any]
+) -> None:
     with pytest.raises(StorageError, match=rf"^{name} is s3://bucket/data with credentials in it\.") as refused:
         made(**{name: "s3://KEY:SECRET@bucket/data"})
     assert "SECRET" not in str(refused.value).replace("AWS_SECRET", "")
-
-
-def test_a_source_that_no_run_could_read_is_refused(made: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="is no scheduled start"):
         made(source="data/date={scheduled}")
 
