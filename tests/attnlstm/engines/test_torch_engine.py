@@ -14,6 +14,7 @@ from attnlstm.batching import plan_batches
 from attnlstm.engines import Precision, Scores, torch_engine
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
+from builders import bits
 
 LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
 
@@ -23,10 +24,6 @@ Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_engine.MAX_TOKENS, "cpu", 130)
-
-
-def bits(scores: Scores) -> tuple[bytes, bytes]:
-    return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
 
 
 def check_close(found: Scores, expected: Scores, atol: float) -> None:

@@ -1,10 +1,10 @@
 """What is trained, on which rows, from which weights; what was stopped goes on, and what is done is not done again."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,6 @@ def test_training_that_a_time_limit_cut_short_is_not_taken_for_one_with_another_
 
 
 def test_stale_snapshots_go_when_a_training_begins(train: Train, registry: Registry, dataset: Path) -> None:
-    import os
-
     write_snapshot(registry, "forgotten", b"old")
     os.utime(snapshot_location(registry, "forgotten").path, (0, 0))
     train(dataset, epochs=1)
@@ -192,7 +190,7 @@ def test_integer_labels_become_classes_in_order_of_value_and_rows_without_one_ar
     assert "50 rows without a label were left out." in Path(stored.location.path, "README.md").read_text()
 
 
-def test_several_sources_and_a_window_of_dates_are_on_the_card(
+def test_several_sources_and_a_range_of_dates_are_on_the_card(
     train: Train, dataset: Path, write: Callable[..., Path]
 ) -> None:
     more = write("more/date=2026-11-05/rows.parquet", ["digits", "letters"] * 30)
@@ -203,6 +201,8 @@ def test_several_sources_and_a_window_of_dates_are_on_the_card(
     assert (data["source"], data["also"], data["num_files"]) == (str(dataset), [str(more.parents[1])], 3)
     assert (data["window"], data["since"], data["split_by"]) == ("2d", "2026-11-04", "group and content")
     assert sum(data["rows"].values()) == 2 * 103 + 60
+    since = LabelledSource(str(dataset), dates=DateRange(since=date(2026, 11, 4)))
+    assert train(since, epochs=1).card["data"]["num_files"] == 2
 
 
 def test_duplicates_across_groups_and_conflicting_labels_are_on_the_card_and_in_the_readme(
@@ -254,13 +254,14 @@ def test_class_that_vanished_is_refused_unless_it_may_go(
     assert json.loads(stored.files["config.json"])["classes"] == ["a", "b"]
 
 
-def test_warm_start_goes_on_from_the_champion_and_takes_a_new_class_in(
+def test_warm_start_goes_on_from_a_champion_that_fits_and_takes_a_new_class_in(
     train: Train, registry: Registry, write: Callable[..., Path]
 ) -> None:
+    def started_from(source: Path, **options: Any) -> str:
+        return str(train(source, warm_start=True, **options).card["training"]["started_from"])
+
     source = write("before.parquet", ["a", "b"] * 80)
-    assert (
-        train(source, warm_start=True, seed=1).card["training"]["started_from"] == "scratch: there is no champion yet"
-    )
+    assert started_from(source, seed=1) == "scratch: there is no champion yet"
     champion = train(source, epochs=8)
     registry.promote(champion.version, "a test")
 
@@ -270,27 +271,13 @@ def test_warm_start_goes_on_from_the_champion_and_takes_a_new_class_in(
     assert warm.card["training"]["started_from"] == f"champion {champion.version}"
     assert cold.card["training"]["started_from"] == "scratch"
     assert warm.card["test"]["log_loss"] < cold.card["test"]["log_loss"]
-    more = train(write("after.parquet", ["a", "b", "c"] * 60), warm_start=True, epochs=1)
-    assert more.card["training"]["started_from"] == f"champion {champion.version}"
-    other = train(source, warm_start=True, attention="multihead")
-    assert other.card["training"]["started_from"] == (
+    new_class = write("after.parquet", ["a", "b", "c"] * 60)
+    assert started_from(new_class, epochs=1) == f"champion {champion.version}"
+    assert started_from(source, attention="multihead") == (
         f"scratch: champion {champion.version} does not fit, it has attention additive, not multihead"
     )
-
-
-def test_warm_start_from_a_champion_whose_rows_were_split_otherwise_is_none(
-    train: Train, registry: Registry, write: Callable[..., Path]
-) -> None:
-    champion = train(write("before.parquet", ["a", "b"] * 80))
-    registry.promote(champion.version, "a test")
-    grouped = write("after.parquet", ["a", "b"] * 80, group=[f"g{row}" for row in range(160)])
-
-    stored = train(grouped, warm_start=True)
-
-    assert (
-        stored.card["training"]["started_from"]
-        == f"scratch: the rows of champion {champion.version} were split otherwise"
-    )
+    grouped = write("grouped.parquet", ["a", "b"] * 80, group=[f"g{row}" for row in range(160)])
+    assert started_from(grouped) == f"scratch: the rows of champion {champion.version} were split otherwise"
 
 
 def test_card_keeps_what_drift_and_attention_are_judged_by(train: Train, dataset: Path) -> None:
@@ -310,9 +297,3 @@ def test_too_few_rows_to_split_are_refused_and_no_registry_is_made(
     with pytest.raises(SourceError, match=f"^The source {source} has too few labelled rows to split by content: train"):
         train(LabelledSource(str(source), min_class_rows=0))
     assert not Path(registry.root.path).exists()
-
-
-def test_rows_before_since_do_not_count(train: Train, dataset: Path) -> None:
-    labelled = replace(LabelledSource(str(dataset)), dates=DateRange(since=date(2026, 11, 4)))
-
-    assert train(labelled, epochs=1).card["data"]["num_files"] == 2
