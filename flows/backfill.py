@@ -1,35 +1,34 @@
 """The backfill flow: a range of partitions, each a run of classify, some of them at once."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
-from prefect import State, flow, get_run_logger
+from prefect import State, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Completed, Failed
-from pydantic import Field
 
-from flows.classify import classify, recorded_parameters
-from flows.orchestration.credentials import Place, refuse_stored_credentials
-from flows.orchestration.description import described
-from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress, showing
-from flows.orchestration.runners import RunnerName, check_runner, open_crew
+from flows.classify import classify
+from flows.orchestration.credentials import refuse_stored_credentials
+from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress
+from flows.orchestration.runners import check_runner, open_workers, run_all
 from flows.orchestration.scheduled import at_scheduled_start
+from flows.settings import BackfillOptions, as_flow
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
 from storage.locations import Location, without_credentials
-from storage.output.layout import Output, OutputSettings
+from storage.output.layout import Output
 from storage.output.manifests import read_manifest
 from storage.output.plan import Mode, plan_output
 from storage.registry.checkpoints import Registry, StoredCheckpoint
@@ -56,79 +55,37 @@ def _run_name() -> str:
     return f"backfill {source} {parameters['partition']} {span} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
-@described
-@flow(name="backfill", flow_run_name=_run_name)
-def backfill(
-    source: Place,
-    output: Place,
-    *,
-    start: str | None = None,
-    end: str | None = None,
-    registry: Place = "registry",
-    checkpoint: Place = "champion",
-    mode: Mode = "missing",
-    partition: str = "date",
-    where: list[Annotated[str, Field(pattern="^[^=]+=")]] = [],  # noqa: B006  (Prefect's form shows the default)
-    newest_first: bool = False,
-    parallel: Annotated[int, Field(ge=1)] = 1,
-    fail_fast: bool = False,
-    dry_run: bool = False,
-    runner: RunnerName = "threads",
-    address: str | None = None,
-    fan_out: str | None = None,
-) -> State[list[dict[str, Any]]]:
+@as_flow(BackfillOptions, run_name=_run_name)
+def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
     """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
 
-    An output that exists keeps the settings it was made with; a new one gets the defaults of classify.
+    An output that exists keeps the settings that it was made with; saying something else of it is refused.
 
     In start and end, {scheduled-7d:%Y-%m-%d} is the day a week before the scheduled start of the run, in UTC.
-
-    Args:
-        source: Folder or URI with Hive partitions, such as date=2026-11-01.
-        output: Folder or URI for predictions, attention and manifests; the same for all partitions.
-        start: First value, such as 2026-11-01. By default the range is open on this side.
-        end: Last value, included with all that begins with it. By default the range is open on this side.
-        registry: Folder or URI of the checkpoint registry.
-        checkpoint: "champion", a version in the registry, or a folder with config.json and model.safetensors.
-        mode: Score what has no output ("missing"), also what another checkpoint scored ("stale"), or "all".
-        partition: Name of the partition column that the range is of.
-        where: Conditions on other partition columns, such as region=eu. All of them must hold.
-        newest_first: Begin with the last partition instead of the first.
-        parallel: Partitions at once.
-        fail_fast: Start no more partitions after one has failed.
-        dry_run: Only say what would be scored.
-        runner: What scores shards: "threads" of this process, or processes of a "ray" or "dask" cluster.
-        address: Where a Ray or Dask cluster runs. By default one of as many workers as cores is started for the run.
-        fan_out: Deployment of classify, such as classify/partition, whose work pool's workers run the partitions.
     """
     refuse_stored_credentials()
-    check_runner(runner, address)
-    if fan_out and runner != "threads":
-        raise ValueError(f"the runs of {fan_out} bring their own runner: leave out --runner {runner}, or --fan-out")
-    conditions = tuple((name, value) for name, _, value in (condition.partition("=") for condition in where))
-    start, end = (at_scheduled_start(value) if value else None for value in (start, end))
-    partitions = PartitionRange(partition, start, end, conditions).find(source)
-    if not any(each.exists for each in partitions):
-        raise SourceError(f"No partition of {source} lies in the range. Check start, end and where.")
-    ordered = partitions[::-1] if newest_first else partitions
-    stored = Registry.open(registry).load(checkpoint)  # one version for all, whatever is promoted meanwhile
-    version = stored.version if checkpoint == "champion" else checkpoint
-    parameters = {"output": output, "registry": registry, "checkpoint": version, "mode": mode}
-    if dry_run:
-        place = Location.parse(output)
-        settings = OutputSettings.from_record(Output.recorded_settings(place))
-        plan_one = partial(_plan, Output(place, settings), stored, mode)
+    check_runner(options.runner, options.address)
+    if options.fan_out and options.runner != "threads":
+        raise ValueError(
+            f"the runs of {options.fan_out} bring their own runner: leave out --runner {options.runner}, or --fan-out"
+        )
+    partitions = _find_partitions(options)
+    ordered = partitions[::-1] if options.newest_first else partitions
+    stored = Registry.open(options.registry).load(options.checkpoint)
+    output = options.open_output(options.output)  # what is refused is refused here, and not by every run
+    if options.dry_run:
+        plan_one = partial(_plan, output, stored, options.mode)
         runs = [_run(plan_one, each) for each in ordered]
     else:
-        parameters |= recorded_parameters(output)
-        if fan_out:
-            # However many runs there are, they are asked after no more than twenty times a second.
-            run_one = partial(_on_pool, fan_out, parameters, max(2.0, parallel / 20))
-            runs = list(_run_all(ordered, run_one, parallel, fail_fast))
-        else:
-            run_one = partial(_here, parameters | {"runner": runner, "address": address})
-            with open_crew(runner, address, None, "auto", shared=True):
-                runs = list(_run_all(ordered, run_one, parallel, fail_fast))
+        parameters: dict[str, Any] = {
+            "output": options.output,
+            "registry": options.registry,
+            # One version for all, whatever is promoted meanwhile.
+            "checkpoint": stored.version if options.checkpoint == "champion" else options.checkpoint,
+            "mode": options.mode,
+            **options.said(),
+        }
+        runs = _run_all(ordered, parameters, options)
     by_name = {run.partition: run for run in runs}
     table = [asdict(by_name[each.name]) for each in ordered]
     shown = [_shown(by_name[each.name]) for each in ordered]
@@ -136,37 +93,51 @@ def backfill(
     return _final_state(table)
 
 
+def _find_partitions(options: BackfillOptions) -> tuple[Partition, ...]:
+    """Raises SourceError if the range has none with any input."""
+    conditions = tuple((name, value) for name, _, value in (each.partition("=") for each in options.where))
+    start, end = (at_scheduled_start(value) if value else None for value in (options.start, options.end))
+    partitions = PartitionRange(options.partition, start, end, conditions).find(options.source)
+    if not any(each.exists for each in partitions):
+        raise SourceError(f"No partition of {options.source} lies in the range. Check start, end and where.")
+    return partitions
+
+
 def _run_all(
-    partitions: tuple[Partition, ...], run_one: Callable[[Partition], PartitionRun], parallel: int, fail_fast: bool
-) -> Iterator[PartitionRun]:
-    """What came of each, as they end."""
-    logger = get_run_logger()
+    partitions: tuple[Partition, ...], parameters: dict[str, Any], options: BackfillOptions
+) -> list[PartitionRun]:
+    """What came of each, in the order in which they ended."""
     progress = RunProgress(
         "partitions", len(partitions), artifact="backfill-progress", description="Partitions that have ended"
     )
-    waiting = list(reversed(partitions))
-    running: set[Future[PartitionRun]] = set()
-    with showing(progress), ThreadPoolExecutor(parallel, "backfill") as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < parallel:
-                    each = waiting.pop()
-                    # Runs of classify are children of this run, which they learn from the context.
-                    running.add(pool.submit(copy_context().run, _run, run_one, each))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    run = future.result()
-                    level = logging.INFO if run.state in ("Completed", _NO_INPUT) else logging.ERROR
-                    logger.log(level, "%s: %s. %s", run.partition, run.state, run.message)
-                    progress.advance(1)
-                    progress.tick()
-                    yield run
-                    if fail_fast and run.state not in ("Completed", _NO_INPUT):
-                        yield from (PartitionRun(each.name, _NOT_STARTED) for each in waiting)
-                        waiting = []
-        except BaseException:
-            progress.stop()
-            raise
+    waiting = deque(partitions)
+    runs: list[PartitionRun] = []
+    with ExitStack() as stack:
+        if options.fan_out:
+            # However many runs there are, they are asked after no more than twenty times a second.
+            run_one = partial(_on_pool, options.fan_out, parameters, max(2.0, options.parallel / 20))
+        else:
+            stack.enter_context(open_workers(options.runner, options.address, None, "auto", shared=True))
+            run_one = partial(_here, parameters | {"runner": options.runner, "address": options.address})
+        pool = stack.enter_context(ThreadPoolExecutor(options.parallel, "backfill"))
+
+        def submit(partition: Partition) -> Future[PartitionRun]:
+            # Runs of classify are children of this run, which they learn from the context.
+            return pool.submit(copy_context().run, _run, run_one, partition)
+
+        def on_end(partition: Partition, future: Future[PartitionRun]) -> None:
+            run = future.result()
+            good = run.state in ("Completed", _NO_INPUT)
+            level = logging.INFO if good else logging.ERROR
+            get_run_logger().log(level, "%s: %s. %s", run.partition, run.state, run.message)
+            progress.advance(1)
+            runs.append(run)
+            if options.fail_fast and not good:
+                runs.extend(PartitionRun(each.name, _NOT_STARTED) for each in waiting)
+                waiting.clear()
+
+        run_all(waiting, submit, on_end, limit=options.parallel, progress=progress)
+    return runs
 
 
 def _run(run_one: Callable[[Partition], PartitionRun], partition: Partition) -> PartitionRun:

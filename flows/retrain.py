@@ -1,129 +1,72 @@
 """The retrain flow: train a checkpoint, compare it with the champion, promote it or keep the old one."""
 
 import json
-from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Any
 
-from prefect import State, Task, flow, get_run_logger, task
+from prefect import State, Task, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import Field
 
-from attnlstm.config import Attention
-from attnlstm.evaluation.comparison import Metric
-from attnlstm.training.settings import DEFAULT, ClassWeights, PresetName
 from flows.operations.promote import Promotion, PromotionRules, decide_promotion
-from flows.operations.train import Listener, TrainingRequest, VanishedClasses, train_checkpoint
-from flows.orchestration.credentials import Place, refuse_stored_credentials
-from flows.orchestration.description import described
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint
+from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_promotion
-from flows.orchestration.faults import is_transient
 from flows.orchestration.gpu_slot import device_slot
 from flows.orchestration.progress import RunProgress, showing
+from flows.orchestration.task_runs import is_transient
 from flows.orchestration.training_log import TrainingLog
-from storage.input.partitions import WINDOW_PATTERN, DateRange
+from flows.settings import RetrainOptions, as_flow
+from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
 from storage.locations import as_uri, without_credentials
 from storage.registry.aliases import AliasMovedError, RegistryBusyError
 from storage.registry.checkpoints import Registry
+
+# Options that stand in place of what the preset says, where they are given.
+_TRAINING_OPTIONS = ("class_weights", "epochs", "learning_rate", "batch_rows", "max_seconds", "seed")
 
 
 def _run_name() -> str:
     return f"retrain {without_credentials(flow_run.parameters['source'])} {datetime.now(UTC):%m-%d %H:%M:%S}"
 
 
-@described
-@flow(name="retrain", flow_run_name=_run_name)
-def retrain(
-    source: Place,
-    *,
-    also: list[Place] = [],  # noqa: B006  (Prefect's form shows the default)
-    since: date | None = None,
-    window: Annotated[str, Field(pattern=WINDOW_PATTERN)] | None = None,
-    partition: str = "date",
-    registry: Place = "registry",
-    preset: PresetName = DEFAULT,
-    attention: Attention = "additive",
-    tokens_column: str = "tokens",
-    label_column: str = "label",
-    group_column: str = "group",
-    min_class_rows: Annotated[int, Field(ge=1)] = 1,
-    vanished_classes: VanishedClasses = "refuse",
-    class_weights: ClassWeights | None = None,
-    warm_start: bool = False,
-    epochs: Annotated[int, Field(ge=1)] | None = None,
-    learning_rate: Annotated[float, Field(gt=0)] | None = None,
-    batch_rows: Annotated[int, Field(ge=1)] | None = None,
-    max_seconds: Annotated[float, Field(gt=0)] | None = None,
-    seed: Annotated[int, Field(ge=0)] = 0,
-    metric: Metric = "accuracy",
-    margin: Annotated[float, Field(ge=0)] = PromotionRules().margin,
-) -> State[dict[str, Any]]:
+@as_flow(RetrainOptions, run_name=_run_name)
+def retrain(options: RetrainOptions) -> State[dict[str, Any]]:
     """Train on labelled Parquet and publish a checkpoint. It becomes champion if it is shown to be no worse.
 
     Running the same command again goes on with a training that was stopped, and trains nothing that is trained.
-
-    Args:
-        source: Parquet file, folder, glob or URI with labelled token sequences.
-        also: More places of labelled rows, such as corrections.
-        since: First date of the rows that count, by their partition.
-        window: How far back rows count from the newest date, such as 90d or 12w.
-        partition: Name of the partition column that holds the date, for since and window.
-        registry: Folder or URI of the checkpoint registry.
-        preset: Sizes of the network and the settings to train it with.
-        attention: How hidden states are pooled over time.
-        tokens_column: Column with the tokens: binary, string, or a list of integers.
-        label_column: Column with the class: strings or integers. Rows without one are left out.
-        group_column: Rows of one group stay on one side of the split. Rows without one are split by content.
-        min_class_rows: Classes with fewer rows than this to train on are left out, with their rows.
-        vanished_classes: What to do about classes of the champion that have no rows any more: refuse, or drop them.
-        class_weights: Whether rare classes weigh as much as common ones ("balanced"). By default the preset says.
-        warm_start: Go on from the champion's weights, if they fit, and not from scratch.
-        epochs: Most passes over the training rows. By default as many as the number of rows suggests.
-        learning_rate: Highest learning rate. By default the preset's.
-        batch_rows: Rows of a training step. By default the preset's.
-        max_seconds: Time limit for training, in seconds. No limit by default.
-        seed: Seed of weights, order and dropout; the same seed gives the same weights on the same machine.
-        metric: What decides between the new checkpoint and the champion, on held-out rows.
-        margin: How much worse than the champion's the metric may be, at the lower end of its interval.
     """
     refuse_stored_credentials()
     started = datetime.now(UTC)
     labelled = LabelledSource(
-        source,
-        tokens_column,
-        label_column,
-        group_column,
-        also=tuple(also),
-        dates=DateRange(partition, since, window),
-        min_class_rows=min_class_rows,
+        options.source,
+        options.tokens_column,
+        options.label_column,
+        options.group_column,
+        also=tuple(options.also),
+        dates=DateRange(options.partition, options.since, options.window),
+        min_class_rows=options.min_class_rows,
     )
-    given = {
-        "class_weights": class_weights,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_rows": batch_rows,
-        "max_seconds": max_seconds,
-        "seed": seed,
-    }
+    given = {name: getattr(options, name) for name in _TRAINING_OPTIONS}
     request = TrainingRequest(
         labelled=labelled,
-        preset=preset,
-        attention=attention,
+        preset=options.preset,
+        attention=options.attention,
         overrides={name: value for name, value in given.items() if value is not None},
-        warm_start=warm_start,
-        vanished_classes=vanished_classes,
+        warm_start=options.warm_start,
+        vanished_classes=options.vanished_classes,
     )
-    rules = PromotionRules(metric=metric, margin=margin, vanished_classes=vanished_classes)
+    rules = PromotionRules(metric=options.metric, margin=options.margin, vanished_classes=options.vanished_classes)
     progress = RunProgress(
         "training", 1, artifact="retrain-progress", description=f"Epochs trained on {labelled.place}"
     )
     with showing(progress):
-        version = train_task(request, registry)
-    promotion = promotion_task(labelled, registry, version, rules)
-    _publish(Registry.open(registry), version, promotion, started)
+        version = train_task(request, options.registry)
+    promotion = promotion_task(labelled, options.registry, version, rules)
+    _publish(Registry.open(options.registry), version, promotion, started)
     outcome = {"promoted": "is champion", "rejected": "was not promoted", "unchanged": "changes nothing"}
     return Completed(
         message=f"{version} {outcome[promotion.outcome]}: {promotion.why}",

@@ -47,7 +47,12 @@ def _loaded_by(name: str) -> set[str]:
 
 
 def _imported_packages(path: Path) -> set[str]:
-    """The top-level packages that a file imports, at any depth: a lazy import is one too."""
+    """The top-level packages that a file imports."""
+    return {name.partition(".")[0] for name in _imported_modules(path)}
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """The modules that a file imports, at any depth: a lazy import is one too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
@@ -55,7 +60,8 @@ def _imported_packages(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module, f"{path}:{node.lineno}: relative import"
             found.add(node.module)
-    return {name.partition(".")[0] for name in found}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
 @pytest.mark.parametrize("package", ["attnlstm", "storage"])
@@ -81,6 +87,33 @@ def test_no_file_of_a_package_imports_against_the_direction(package: str) -> Non
 
     assert against
     assert {path: names for path, names in against.items() if names} == {}
+
+
+# What a room of flows must not import, at any depth; what it stands on is what is not named here.
+_ABOVE_OPERATIONS = {"flows.cli", "flows.classify", "flows.backfill", "flows.retrain", "flows.orchestration"}
+ROOMS = {
+    "flows/operations": _ABOVE_OPERATIONS | {"flows.settings", "prefect", "rich", "cyclopts"},
+    "flows/settings.py": _ABOVE_OPERATIONS | {"cyclopts", "rich"},
+    "flows/orchestration": {"flows.cli", "flows.classify", "flows.backfill", "flows.retrain", "cyclopts"},
+    "flows/classify.py": {"flows.cli", "flows.backfill", "flows.retrain"},
+    "flows/backfill.py": {"flows.cli", "flows.retrain"},
+    "flows/retrain.py": {"flows.cli", "flows.classify", "flows.backfill"},
+}
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_rooms_of_flows_import_in_one_direction(room: str) -> None:
+    place = REPOSITORY / room
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    against = [
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for path in files
+        for name in sorted(_imported_modules(path))
+        if any(f"{name}.".startswith(f"{forbidden}.") for forbidden in ROOMS[room])
+    ]
+
+    assert files
+    assert against == []
 
 
 def test_deployments_start_flows_only() -> None:

@@ -7,7 +7,7 @@ about Prefect, so that these commands are quick.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -15,9 +15,8 @@ from flows.cli import DONE, FAILED
 from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
 from flows.operations.rescore import Checkpoints, Rescored, score_again
 from flows.orchestration.facts import counted
-from storage.locations import Location
+from flows.settings import PlanOptions, option, takes
 from storage.locks import only_run
-from storage.output.layout import Output, OutputSettings
 from storage.output.manifests import ExpectedTime, expected_time
 from storage.output.orphans import Removable, find_leftovers, find_orphans, remove
 from storage.output.plan import UP_TO_DATE, Mode, OutputPlan, existing_output, plan_output
@@ -29,65 +28,29 @@ from storage.registry.checkpoints import Registry
 _REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
 
 
-def plan(
-    source: str,
-    output: str,
-    *,
-    registry: str = "registry",
-    checkpoint: str = "champion",
-    mode: Mode = "missing",
-    save_attention: Annotated[str, Field(pattern=r"^(full|none|top:[1-9][0-9]*)$")] | None = None,
-    keep: list[str] | None = None,
-    id_column: str | None = None,
-    tokens_column: str | None = None,
-    label_column: str | None = None,
-    max_tokens: Annotated[int, Field(ge=1)] | None = None,
-    long_rows: Literal["truncate", "error"] | None = None,
-    shard_rows: Annotated[int, Field(ge=1)] | None = None,
-    chunk_bytes: Annotated[int, Field(ge=1)] | None = None,
-    as_json: AsJson = False,
-) -> int:
-    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing.
+class PlanCommandOptions(PlanOptions):
+    """The options of `plan`: those of classify that its plan depends on, and how it is printed."""
 
-    Options that say what the output looks like are those it was made with, if it is there, unless they are given.
+    as_json: AsJson = option(False, "Print JSON, for scripts, with every shard.")
 
-    Args:
-        source: Parquet file, folder, glob or URI with the token sequences to score.
-        output: Folder or URI of the output.
-        registry: Folder or URI of the checkpoint registry.
-        checkpoint: "champion", a version in the registry, or a folder with config.json and model.safetensors.
-        mode: Score what has no output ("missing"), also what another checkpoint scored ("stale"), or "all".
-        save_attention: "full", "none", or "top:K".
-        keep: Input columns to carry through to the predictions.
-        id_column: Column carried through as id.
-        tokens_column: Column with the tokens.
-        label_column: Column with the true class.
-        max_tokens: Longest row that is scored whole, in tokens.
-        long_rows: What longer rows get: "truncate" or "error".
-        shard_rows: Rows of a large file that one task scores.
-        chunk_bytes: Tokens that a worker reads, scores and writes at once, in bytes.
-        as_json: Print JSON, for scripts, with every shard.
-    """
-    place = Location.parse(output)
-    recorded = Output.recorded_settings(place)
-    kept = recorded.get("keep", []) if keep is None else keep
-    given = {
-        "save_attention": save_attention,
-        "keep": [*kept, *([label_column] if label_column and label_column not in kept else [])],
-        "id_column": id_column,
-        "tokens_column": tokens_column,
-        "max_tokens": max_tokens,
-        "long_rows": long_rows,
-        "shard_rows": shard_rows,
-        "chunk_bytes": chunk_bytes,
-    }
-    asked = {name: value for name, value in given.items() if value is not None}
-    settings = OutputSettings.from_record(recorded | asked)
-    stored = Registry.open(registry).load(checkpoint)
-    planned = plan_output(source, Output(place, settings))
+
+@takes(PlanCommandOptions)
+def plan(options: PlanCommandOptions) -> int:
+    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing."""
+    output = options.open_output(options.output)
+    stored = Registry.open(options.registry).load(options.checkpoint)
+    planned = plan_output(options.source, output)
     reasons = planned.reasons(stored.id)
-    expected = expected_time(place, sum(each.shard.num_rows for each in planned.selected(reasons, mode)))
-    show_plan(printer(as_json), planned, reasons, find_orphans(planned), expected, checkpoint=stored.version, mode=mode)
+    expected = expected_time(output.root, sum(each.shard.num_rows for each in planned.selected(reasons, options.mode)))
+    show_plan(
+        printer(options.as_json),
+        planned,
+        reasons,
+        find_orphans(planned),
+        expected,
+        checkpoint=stored.version,
+        mode=options.mode,
+    )
     return DONE
 
 

@@ -29,7 +29,7 @@ _DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((resources.files("flows.cli"
 ]
 _SCHEDULES = {each["name"]: each["schedules"][0] for each in _DEPLOYMENTS if "schedules" in each}
 
-# What the file's own data has and other data may not have. An output that records a label column keeps it.
+# What the file's own data has and other data may not have. Runs on an output that records a label column use it.
 _OF_THE_DEMO = {"label_column"}
 
 # A process that serves a deployment asks for its runs every 10 s (PREFECT_RUNNER_POLL_FREQUENCY).
@@ -53,7 +53,7 @@ def serve(
 
     Starts a Prefect server on this machine, unless PREFECT_API_URL or the active Prefect profile names one. At the end
     runs are cancelled and schedules paused; they go on when this command runs again. An output that exists keeps the
-    settings it was made with; a new one gets the defaults of classify.
+    settings that it was made with; a new one gets the defaults of classify.
 
     All else is as deployments/prefect.yaml says, such as limits, and the preset and the time that retraining has.
 
@@ -92,17 +92,15 @@ def make_deployments(
     crons: the schedule of a deployment, by its name, in place of the file's. Raises CredentialsError if a place holds
     credentials, and ValueError if the source names a scheduled start that is none.
     """
-    from flows.classify import recorded_parameters
     from flows.orchestration.credentials import refuse_credentials
     from flows.orchestration.scheduled import above_scheduled_start, fill
 
     places = {"source": source, "output": output, "registry": registry}
     refuse_credentials(places | {"labelled": labelled})
     fill(source, datetime.now(UTC))  # refused here, and not by every run
-    scoring = places | recorded_parameters(output)
     replaced: dict[str, dict[str, Any]] = {
-        "classify": scoring,
-        "partition": scoring,
+        "classify": places,
+        "partition": places,
         "backfill": places | {"source": above_scheduled_start(source)},
     }
     if labelled is not None:

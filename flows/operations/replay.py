@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.operations.score import ScoredShard, ScoringJob, score_bundle
+from flows.operations.score import LoadedCheckpoint, ScoredShard, ScoringJob, score_bundle
 from storage.labelled.rows import LabelledRows
 from storage.labelled.split import TEST
 from storage.locations import Location
@@ -61,7 +61,8 @@ def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]],
     pq.write_table(pa.table({"tokens": column}), path)
     output = Output(Location.parse(folder / "output"), OutputSettings())
     plan = plan_output(str(path), output)
-    for result in score_bundle(ScoringJob.of(stored, plan.source.root, output), plan.pending(stored.id, "missing")):
+    job = ScoringJob.of(stored, plan.source.root, output)
+    for result in score_bundle(job, plan.pending(stored.id, "missing"), LoadedCheckpoint(job, stored)):
         if not isinstance(result, ScoredShard):
             return f"classify fails: {result.reason}"
     return pq.read_table(output.predictions(plan.shards[0].name).path, partitioning=None)

@@ -82,13 +82,22 @@ class ScoredShard:
     observed: "Observed | None"
 
 
-@dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint ready to score. drift_reference: what its card says that rows look like, if it does."""
+    """A checkpoint ready to score. Whoever loads one hands it to what scores with it.
 
-    config: "ModelConfig"
-    engine: "Engine"
-    drift_reference: dict[str, Any] | None
+    engine: what computes. drift_reference: what the checkpoint's card says that rows look like, or None.
+    A plain class, not a dataclass, so that Prefect passes it on without looking into it.
+    """
+
+    def __init__(self, job: ScoringJob, stored: StoredCheckpoint) -> None:
+        """Raises CheckpointError if the files can't be used."""
+        from attnlstm.checkpoint import from_files
+        from attnlstm.engines import open_engine
+
+        network = from_files(stored.files, where=str(stored.location))
+        self.config: ModelConfig = network.config
+        self.engine: Engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
+        self.drift_reference: dict[str, Any] | None = stored.card.get("drift")
 
     def describe(self) -> str:
         """Which engine computes where and, if it is not the fast one, why."""
@@ -109,28 +118,27 @@ def check_checkpoint(stored: StoredCheckpoint) -> None:
     from_files(stored.files, where=str(stored.location))
 
 
-_loaded: dict[tuple[CheckpointId, str, str, int, str], LoadedCheckpoint] = {}
-_loading = threading.Lock()
+class _ProcessCheckpoint:
+    """The checkpoint of a process that others send tasks to: loaded at the first task, and kept for the next ones."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[CheckpointId, str, str, int, str] | None = None
+        self._loaded: LoadedCheckpoint | None = None
 
-def load_checkpoint(job: ScoringJob, stored: StoredCheckpoint | None = None) -> LoadedCheckpoint:
-    """The job's checkpoint, ready to score; the process loads it at the first call and keeps it.
-
-    Raises CheckpointError if the files can't be used, RegistryError if they changed since the run began.
-    """
-    from attnlstm.checkpoint import from_files
-    from attnlstm.engines import open_engine
-
-    key = (job.checkpoint, job.device, job.engine, job.threads, job.precision)
-    with _loading:
-        if key not in _loaded:
-            if stored is None:
+    def get(self, job: ScoringJob) -> LoadedCheckpoint:
+        """Raises CheckpointError if the files can't be used, RegistryError if they changed since the run began."""
+        key = (job.checkpoint, job.device, job.engine, job.threads, job.precision)
+        with self._lock:
+            if self._loaded is None or self._key != key:
+                self._loaded = None  # a process serves one run at a time: the last one's weights are of no more use
                 stored = read_checkpoint(job.folder, job.checkpoint.version, digest=job.checkpoint.digest)
-            network = from_files(stored.files, where=str(stored.location))
-            _loaded.clear()  # a process serves one run at a time; the last run's weights are of no more use
-            engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
-            _loaded[key] = LoadedCheckpoint(network.config, engine, stored.card.get("drift"))
-        return _loaded[key]
+                self._key, self._loaded = key, LoadedCheckpoint(job, stored)
+            return self._loaded
+
+
+checkpoint_of_process = _ProcessCheckpoint()
+"""For tasks that run in a process of their own, to which the run can hand over no more than the job."""
 
 
 def ignore_rows(num_rows: int) -> None:
@@ -138,27 +146,39 @@ def ignore_rows(num_rows: int) -> None:
 
 
 def score_bundle(
-    job: ScoringJob, pending: Sequence[Pending], *, on_rows: Callable[[int], None] = ignore_rows
+    job: ScoringJob,
+    pending: Sequence[Pending],
+    loaded: LoadedCheckpoint | None = None,
+    *,
+    on_rows: Callable[[int], None] = ignore_rows,
 ) -> list[ScoredShard | FailureRecord]:
-    """Score a few shards, one after the other. A file that can't be read fails its own shard only."""
+    """Score a few shards, one after the other. A file that can't be read fails its own shard only.
+
+    loaded: the job's checkpoint; None is the one that this process keeps. on_rows: as in `score_shard`.
+    """
+    loaded = loaded or checkpoint_of_process.get(job)
     results: list[ScoredShard | FailureRecord] = []
     for each in pending:
         try:
-            results.append(score_shard(job, each.shard, each.reason, on_rows=on_rows))
+            results.append(score_shard(job, loaded, each.shard, each.reason, on_rows=on_rows))
         except FileError as error:
             results.append(FailureRecord(each.shard.name, str(error)))
     return results
 
 
 def score_shard(
-    job: ScoringJob, shard: Shard, reason: str, *, on_rows: Callable[[int], None] = ignore_rows
+    job: ScoringJob,
+    loaded: LoadedCheckpoint,
+    shard: Shard,
+    reason: str,
+    *,
+    on_rows: Callable[[int], None] = ignore_rows,
 ) -> ScoredShard:
     """Read, score and write one shard. Its output appears at the end, whole, or not at all.
 
     on_rows: called with the number of rows after each piece that was scored.
     """
     started = time.perf_counter()
-    loaded = load_checkpoint(job)
     settings = job.output.settings
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
     tally = _Tally(loaded.config.classes, loaded.drift_reference)

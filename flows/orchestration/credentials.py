@@ -6,20 +6,13 @@ blocks; nothing here knows them.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import get_client
 from prefect.runtime import flow_run
-from pydantic import WithJsonSchema
 
 from storage.errors import StorageError
-from storage.locations import CREDENTIALS_PATTERN, holds_credentials, without_credentials
-
-# A server that enforces the schema of a deployment's parameters refuses a URI with credentials before a run exists.
-# For the schema alone: pydantic would show the value in its message. The pattern is all that the server has to say of a
-# refusal, so it begins with words; that no place may be called like them does no harm.
-_ADVICE = "a URI with credentials, which belong in the environment"
-Place = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^(?!{_ADVICE}|{CREDENTIALS_PATTERN})"})]
+from storage.locations import holds_credentials, without_credentials
 
 
 class CredentialsError(StorageError):

@@ -1,8 +1,8 @@
-"""Who scores the shards of a run: threads of this process, or processes of a Ray or Dask cluster.
+"""What does the work of a run: threads of this process, or processes of a Ray or Dask cluster.
 
-Owns the choice of Prefect's task runner, the cluster that is started where no address is given, and what of a
-machine each task may use. Knows nothing about shards. Which task goes where, and again after a process has died, is
-left to Ray and Dask.
+Owns the choice of Prefect's task runner, the cluster that is started where no address is given, what of a machine each
+task may use, and the one loop that submits work and waits for it. Knows nothing about shards. Which task goes where,
+and again after a process has died, is left to Ray and Dask.
 """
 
 import asyncio
@@ -10,19 +10,21 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from attnlstm.engines import Device
-
-RunnerName = Literal["threads", "ray", "dask"]
+from flows.orchestration.progress import RunProgress, showing
+from flows.settings import RunnerName
 
 # By import name; all are in the extra of the runner's name.
 _NEEDED = {"threads": (), "ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
@@ -33,9 +35,12 @@ _OBJECT_STORE_BYTES = 80 << 20
 # For an answer from a cluster's address. Left to themselves, Ray takes minutes to give up, and Dask may wait for ever.
 _REACH_SECONDS = 10
 
+# How soon a run that is being stopped takes notice.
+_LOOK_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Workers that are ready. runner: Prefect's task runner, started.
 
     at_once: tasks at a time. limit: how many to have submitted so that it is no more than that; None if the workers
@@ -50,8 +55,59 @@ class Crew:
     in_process: bool = False
 
 
-# That of a run which others are part of.
-_shared: ContextVar[Crew | None] = ContextVar("shared_crew", default=None)
+# Those of a run which others are part of.
+_shared: ContextVar[Workers | None] = ContextVar("shared_workers", default=None)
+
+
+class Ending(Protocol):
+    """What the loop needs of a future, which is Prefect's or Python's own."""
+
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> object: ...
+
+
+Work = TypeVar("Work")
+Future = TypeVar("Future", bound=Ending)
+
+
+def run_all(
+    waiting: deque[Work],
+    submit: Callable[[Work], Future],
+    on_end: Callable[[Work, Future], None],
+    *,
+    limit: int | None,
+    progress: RunProgress,
+) -> None:
+    """Submit all that is waiting, from the left, and wait until it has ended.
+
+    on_end: called in this thread with each piece of work and its future as it ends. It may clear `waiting`, so that no
+    more is started. limit: how much may be submitted at a time; None if whoever does the work sees to that. If the run
+    is ended meanwhile, `progress` tells whoever reports to it to stop.
+    """
+    running: dict[Future, Work] = {}
+    ended: SimpleQueue[Future] = SimpleQueue()
+    with showing(progress):
+        try:
+            while True:
+                free = len(waiting) if limit is None else limit - len(running)
+                for _ in range(min(free, len(waiting))):
+                    work = waiting.popleft()
+                    future = submit(work)
+                    running[future] = work
+                    future.add_done_callback(ended.put)
+                if not running:
+                    return
+                # In a process of its own, a task neither reports its progress nor learns that the run is ending.
+                try:
+                    future = ended.get(timeout=_LOOK_SECONDS)
+                except Empty:
+                    pass
+                else:
+                    on_end(running.pop(future), future)
+                progress.advance(0)
+                progress.tick()
+        except BaseException:
+            progress.stop()
+            raise
 
 
 def check_runner(runner: RunnerName, address: str | None) -> None:
@@ -70,9 +126,9 @@ def check_runner(runner: RunnerName, address: str | None) -> None:
 
 
 @contextmanager
-def open_crew(
+def open_workers(
     runner: RunnerName, address: str | None, workers: int | None, device: Device, *, shared: bool = False
-) -> Iterator[Crew]:
+) -> Iterator[Workers]:
     """The workers of a run, until the block ends; those of the run around it, where that shares its own.
 
     workers: tasks at a time; None is as many as there are cores here, or places in the cluster at `address`.
@@ -80,32 +136,32 @@ def open_crew(
     change nothing. The runner and the address have passed `check_runner`. Raises ConnectionError if there is no cluster
     at the address or none can be started.
     """
-    crew = _shared.get()
-    if crew is not None:
-        yield crew
+    around = _shared.get()
+    if around is not None:
+        yield around
         return
     cores = os.cpu_count() or 1
-    crews: dict[RunnerName, AbstractContextManager[Crew]] = {
+    kinds: dict[RunnerName, AbstractContextManager[Workers]] = {
         "threads": _threads(workers or cores),
         "ray": _ray(address, workers, device),
         "dask": _dask(address, workers),
     }
-    with crews[runner] as crew:
-        token = _shared.set(crew if shared and not crew.in_process else None)
+    with kinds[runner] as opened:
+        token = _shared.set(opened if shared and not opened.in_process else None)
         try:
-            yield crew
+            yield opened
         finally:
             _shared.reset(token)
 
 
 @contextmanager
-def _threads(workers: int) -> Iterator[Crew]:
+def _threads(workers: int) -> Iterator[Workers]:
     with ThreadPoolTaskRunner[Any](max_workers=workers) as runner:
-        yield Crew(runner, workers, threads=workers, in_process=True)
+        yield Workers(runner, workers, threads=workers, in_process=True)
 
 
 @contextmanager
-def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[Crew]:
+def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[Workers]:
     """One core for each task, and one GPU where the cluster has any: Ray keeps the count, and shows a task its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -138,7 +194,7 @@ def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[C
 
 
 @contextmanager
-def _dask(address: str | None, workers: int | None) -> Iterator[Crew]:
+def _dask(address: str | None, workers: int | None) -> Iterator[Workers]:
     """A task for each thread of the cluster's workers; those that are started here have one thread."""
     from prefect_dask.task_runners import DaskTaskRunner
 
@@ -205,8 +261,8 @@ def _said_where(name: str, address: str | None) -> Iterator[None]:
         raise ConnectionError(f"The {name} cluster {what}: {error}") from error
 
 
-def _part(runner: TaskRunner[Any], workers: int | None, places: int, *, threads: int) -> Crew:
+def _part(runner: TaskRunner[Any], workers: int | None, places: int, *, threads: int) -> Workers:
     """Of a cluster with so many places, as many workers as were asked for."""
     if workers and workers < places:
-        return Crew(runner, workers, threads, limit=workers)
-    return Crew(runner, places, threads)
+        return Workers(runner, workers, threads, limit=workers)
+    return Workers(runner, places, threads)

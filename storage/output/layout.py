@@ -12,6 +12,7 @@ writes, `.locks` and `.leases`, is for `storage.locks`. Knows nothing about rows
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from storage.registry.checkpoints import CheckpointId
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
 _DATASET = "_dataset.json"
+# What else than settings the record holds.
+_HEAD = ("format", "format_version", "source")
 
 PREDICTIONS = "predictions"
 ATTENTION = "attention"
@@ -63,6 +66,8 @@ class OutputSettings:
     max_tokens, long_rows: as in `storage.input.tokens.TokenRules`.
     chunk_bytes: tokens read, scored and written at once, in bytes; memory grows with it, and a row group of
     attention is one chunk.
+    also: what else the record says of the output, by the names that users know. It is kept and compared, and storage
+    makes nothing of it; `label_column` is one of them, and stays out of the record until it is said.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -71,9 +76,14 @@ class OutputSettings:
     max_tokens: int | None = None
     long_rows: str = "truncate"
     chunk_bytes: int = 4 << 20
+    also: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The settings by the names that users know, ready for JSON."""
+        return self._decisive() | dict(self.also)
+
+    def _decisive(self) -> dict[str, Any]:
+        """The settings that the digest in each footer is of."""
         return {
             "tokens_column": self.columns.tokens,
             "id_column": self.columns.id,
@@ -87,9 +97,10 @@ class OutputSettings:
         }
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "OutputSettings":
+    def from_record(cls, record: Mapping[str, Any]) -> "OutputSettings":
         """The settings that `record` gives by these names; a name that is not there has its default."""
-        names = cls().record() | record
+        defaults = cls().record()
+        names = {**defaults, **record}
         return cls(
             columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"])),
             limits=ShardLimits(names["shard_rows"], names["shard_bytes"]),
@@ -97,11 +108,12 @@ class OutputSettings:
             max_tokens=names["max_tokens"],
             long_rows=names["long_rows"],
             chunk_bytes=names["chunk_bytes"],
+            also={name: value for name, value in record.items() if name not in defaults},
         )
 
     @property
     def digest(self) -> str:
-        record = json.dumps({"format_version": FORMAT_VERSION, **self.record()}, sort_keys=True)
+        record = json.dumps({"format_version": FORMAT_VERSION, **self._decisive()}, sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()[:32]
 
 
@@ -148,6 +160,29 @@ class Output:
     def attention(self, name: str) -> Location:
         return self.root / f"{ATTENTION}/{name}"
 
+    @classmethod
+    def open(cls, root: Location, said: Mapping[str, Any], new: Mapping[str, Any]) -> "Output":
+        """An output with the settings that it was made with or, for a new one, with those that it will be made with.
+
+        said: settings that are asked for, by the names of `OutputSettings.record`. What is not said is as recorded or,
+        in a new output, as `new` has it, which names all of them. The column of labels is among those that are kept.
+        Raises OutputError if something that is said differs from what is recorded, with both values, or if the record
+        is damaged.
+        """
+        recorded = cls.recorded_settings(root)
+        there = {**new, **recorded}
+        wanted = {**there, **said}
+        label = wanted.get("label_column")
+        if label is None:
+            wanted.pop("label_column", None)
+        elif label not in wanted["keep"]:
+            wanted["keep"] = [*wanted["keep"], label]
+        if recorded:
+            if "label_column" not in recorded and label in there["keep"]:
+                there["label_column"] = label  # any column that is kept may be found to hold the labels
+            _refuse_other(root, there, wanted)
+        return cls(root, OutputSettings.from_record(wanted))
+
     @staticmethod
     def recorded_settings(root: Location) -> dict[str, Any]:
         """The settings that an output was made with, by the names of `OutputSettings.record`; none if it is new.
@@ -158,7 +193,7 @@ class Output:
             recorded = _parse(root, (root / _DATASET).read_bytes())
         except FileNotFoundError:
             return {}
-        return {name: recorded[name] for name in OutputSettings().record() if name in recorded}
+        return {name: value for name, value in recorded.items() if name not in _HEAD}
 
     def check(self, source: str) -> None:
         """Raises OutputError if the folder holds something else than what these settings make from `source`."""
@@ -178,14 +213,7 @@ class Output:
             return
         recorded = _parse(self.root, content)
         wanted = self._record(source)
-        differing = [key for key in wanted if recorded.get(key) != wanted[key]]
-        if not differing:
-            return
-        lines = [f"  {key}: {recorded.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
-        advice = "Write to another folder, or ask for what is there."
-        if differing == ["source"]:
-            advice = f"Write to another folder; or, if the input has only moved, correct `source` in {_DATASET}."
-        raise OutputError("\n".join([f"The output {self.root} was made differently:", *lines, advice]))
+        _refuse_other(self.root, {name: wanted[name] for name in self.settings.also} | recorded, wanted)
 
     def prepare(self, source: str) -> None:
         """Record what this output is, in `_dataset.json`. Raises as `check` does."""
@@ -195,6 +223,18 @@ class Output:
 
     def _record(self, source: str) -> dict[str, Any]:
         return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
+
+
+def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises OutputError if something of `wanted` is otherwise in an output, with both values."""
+    differing = [key for key in wanted if there.get(key) != wanted[key]]
+    if not differing:
+        return
+    lines = [f"  {key}: {there.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
+    advice = "Write to another folder, or ask for what is there."
+    if differing == ["source"]:
+        advice = f"Write to another folder; or, if the input has only moved, correct `source` in {_DATASET}."
+    raise OutputError("\n".join([f"The output {root} was made differently:", *lines, advice]))
 
 
 def _parse(root: Location, content: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Run = Callable[[Path, Path], None]
 
 def open_bundles(task: Task, engine: EngineName) -> Run:
     """Shards side by side, as the flow's task runs are."""
-    from flows.operations.score import ScoringJob, load_checkpoint, score_bundle
+    from flows.operations.score import LoadedCheckpoint, ScoringJob, score_bundle
     from storage.locations import Location
     from storage.output.layout import AttentionSaving, Output, OutputSettings
     from storage.output.manifests import FailureRecord
@@ -26,10 +26,12 @@ def open_bundles(task: Task, engine: EngineName) -> Run:
         place = Output(Location.parse(output), settings)
         plan = plan_output(str(source), place)
         job = ScoringJob.of(stored, plan.source.root, place, device="cpu", engine=engine, threads=task.threads)
-        load_checkpoint(job, stored)
+        loaded = LoadedCheckpoint(job, stored)
         place.prepare(str(plan.source.root))
         with ThreadPoolExecutor(task.threads) as pool:
-            for (result,) in pool.map(lambda each: score_bundle(job, [each]), plan.pending(stored.id, "missing")):
+            for (result,) in pool.map(
+                lambda each: score_bundle(job, [each], loaded), plan.pending(stored.id, "missing")
+            ):
                 if isinstance(result, FailureRecord):
                     raise RuntimeError(f"{result.name}: {result.reason}")
 

@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-import flows.classify
+import flows.orchestration.task_runs
 from flows.classify import classify
 
 
@@ -46,7 +46,7 @@ def test_second_run_scores_nothing_and_touches_no_file(output_copy: Path, rescor
 def test_another_number_of_workers_and_of_task_runs_gives_the_same_bytes(
     scored: Any, rescore: Callable[..., Any], tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.classify, "_TASK_TOKEN_BYTES", 1)  # a task run for each of these small shards
+    monkeypatch.setattr(flows.orchestration.task_runs, "_TASK_TOKEN_BYTES", 1)  # a task run for each shard
 
     again = rescore(tmp_path / "output", workers=4)
 

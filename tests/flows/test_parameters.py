@@ -1,15 +1,21 @@
-"""What Prefect's form and the command line say of a parameter: one text each, the same in both."""
+"""An option is defined once: what Prefect's form, the command line, a plan and an output's record make of it."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclopts import App
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.backfill import backfill
 from flows.classify import classify
 from flows.cli import app as cli
+from flows.cli import outputs
 from flows.retrain import retrain
+from flows.settings import ClassifyOptions, OutputOptions, as_flow, recorded, takes
+from storage.errors import OutputError
 
 FLOWS: dict[str, Flow[..., Any]] = {"classify": classify, "backfill": backfill, "retrain": retrain}
 
@@ -68,8 +74,77 @@ def test_form_knows_bounds_and_choices() -> None:
     assert form["mode"]["enum"] == ["missing", "stale", "all"]
     assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
     assert form["workers"]["anyOf"][0]["minimum"] == 1
-    assert form["save_attention"]["pattern"]
+    assert form["save_attention"]["anyOf"][0]["pattern"]
     assert _properties("retrain")["attention"]["enum"] == ["additive", "multihead"]
     assert _properties("backfill")["parallel"]["minimum"] == 1
     assert _properties("backfill")["where"]["items"]["pattern"]
     assert _properties("retrain")["since"]["anyOf"][0]["format"] == "date"
+
+
+class _MoreOutput(OutputOptions):
+    """An option that no output has yet."""
+
+    blank: str | None = recorded("space", "What stands between words.")
+
+
+class _MoreClassify(_MoreOutput, ClassifyOptions):
+    pass
+
+
+class _MorePlan(_MoreOutput, outputs.PlanCommandOptions):
+    pass
+
+
+def test_option_that_is_added_reaches_form_help_plan_and_record(
+    dataset: Path,
+    untrained: dict[str, Path],
+    tmp_path: Path,
+    prefect_server: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    help_text = 'What stands between words. By default as in the output, and "space" in a new one.'
+    more = as_flow(_MoreClassify, run_name=lambda: "more")(classify.fn.__wrapped__)  # type: ignore[attr-defined]
+    plan = takes(_MorePlan)(outputs.plan.__wrapped__)  # type: ignore[attr-defined]
+    places = [str(dataset), str(tmp_path / "output")]
+
+    assert parameter_schema(more).model_dump()["properties"]["blank"]["description"] == help_text
+    app = App(result_action="return_value", exit_on_error=False)
+    app.command(plan, name="plan")
+    app(["plan", "--help"])
+    assert "--blank" in capsys.readouterr().out
+
+    state: Any = more(*places, checkpoint=str(untrained["additive"]), blank="dot", return_state=True)
+    assert state.is_completed(), state.message
+    assert json.loads((tmp_path / "output/_dataset.json").read_text())["blank"] == "dot"
+
+    asked = ["plan", *places, "--checkpoint", str(untrained["additive"])]
+    assert app(asked) == app([*asked, "--blank", "dot"]) == 0
+    with pytest.raises(OutputError, match="blank: 'dot' there, 'space' asked for"):
+        app([*asked, "--blank", "space"])
+
+
+def test_every_command_takes_what_an_output_records_and_refuses_what_differs(
+    dataset: Path, untrained: dict[str, Path], tmp_path: Path, prefect_server: str
+) -> None:
+    output = tmp_path / "output"
+    options: dict[str, Any] = {"checkpoint": str(untrained["additive"]), "return_state": True}
+    first: Any = backfill(
+        str(dataset), str(output), start="2026-11-05", keep=["origin"], label_column="label", **options
+    )
+    assert first.is_completed(), first.message
+
+    assert classify(str(dataset), str(output), **options).is_completed()
+    record = json.loads((output / "_dataset.json").read_text())
+    assert (record["keep"], record["label_column"]) == (["origin", "label"], "label")
+    refusals = {
+        "keep: ['origin', 'label'] there, ['number', 'label'] asked for": {"keep": ["number"]},
+        "label_column: 'label' there, 'origin' asked for": {"label_column": "origin"},
+    }
+    for message, said in refusals.items():
+        for flow in (classify, backfill):
+            refused: Any = flow(str(dataset), str(output), **said, **options)
+            assert refused.is_failed()
+            assert message in str(refused.result(raise_on_failure=False))
+        with pytest.raises(OutputError) as error:
+            outputs.plan(str(dataset), str(output), checkpoint=str(untrained["additive"]), **said)
+        assert message in str(error.value)

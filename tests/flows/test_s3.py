@@ -17,7 +17,7 @@ import flows.classify
 from flows.classify import classify
 from flows.cli import DONE
 from flows.cli.outputs import verify
-from flows.orchestration.faults import is_transient
+from flows.orchestration.task_runs import is_transient
 from flows.retrain import retrain
 from storage.errors import OutputError
 from storage.locations import Location

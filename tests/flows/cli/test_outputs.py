@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import DONE, FAILED
-from flows.operations.score import ScoringJob, score_shard
+from flows.operations.score import LoadedCheckpoint, ScoringJob, score_bundle
 from storage.input.shards import plan_shards
 from storage.input.sources import find_source
 from storage.locations import Location
 from storage.locks import only_run
 from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.manifests import RunManifest, ShardRecord, write_manifest
+from storage.output.plan import Pending
 from storage.registry.checkpoints import Registry
 
 Run = Callable[..., Any]
@@ -32,8 +33,8 @@ def _score(dataset: Path, output: Path, registry: Path, saving: str = "full") ->
     place = Output(Location.parse(output), OutputSettings(attention=AttentionSaving.parse(saving)))
     place.prepare(str(found.root))
     job = ScoringJob.of(stored, found.root, place, device="cpu", engine="torch")
-    for shard in plan_shards(found, place.settings.columns, place.settings.limits).shards:
-        score_shard(job, shard, "missing")
+    shards = plan_shards(found, place.settings.columns, place.settings.limits).shards
+    score_bundle(job, [Pending(shard, "missing") for shard in shards], LoadedCheckpoint(job, stored))
 
 
 @pytest.fixture

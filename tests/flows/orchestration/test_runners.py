@@ -20,20 +20,21 @@ import pytest
 from flows.backfill import backfill
 from flows.classify import classify
 from flows.orchestration import runners
-from flows.orchestration.runners import RunnerName, open_crew
+from flows.orchestration.runners import open_workers
+from flows.settings import RunnerName
 
 
 @pytest.fixture(scope="module", params=["dask", "ray"])
 def runner(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a runner whose cluster of two processes is up; what asks for that runner gets it."""
-    with open_crew(request.param, None, 2, "auto", shared=True) as crew:
-        assert (crew.at_once, crew.in_process) == (2, False)
+    with open_workers(request.param, None, 2, "auto", shared=True) as workers:
+        assert (workers.at_once, workers.in_process) == (2, False)
         yield request.param
 
 
 @pytest.fixture(autouse=True)
 def _a_task_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.classify._TASK_TOKEN_BYTES", 1)
+    monkeypatch.setattr("flows.orchestration.task_runs._TASK_TOKEN_BYTES", 1)
 
 
 def _files(output: Path) -> dict[str, bytes]:
@@ -137,9 +138,9 @@ def test_fan_out_and_a_runner_exclude_each_other(dataset: Path) -> None:
 @pytest.mark.parametrize(("name", "address"), [("dask", "tcp://127.0.0.1:1"), ("ray", "ray://127.0.0.1:1")])
 def test_address_without_a_cluster_is_named(name: RunnerName, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "_REACH_SECONDS", 0.2)
-    monkeypatch.setattr(runners, "_shared", ContextVar("shared_crew", default=None))  # not the tests' own cluster
+    monkeypatch.setattr(runners, "_shared", ContextVar("shared_workers", default=None))  # not the tests' own cluster
     with (
         pytest.raises(ConnectionError, match=rf"^The {name.capitalize()} cluster can't be reached at {address}: "),
-        open_crew(name, address, None, "auto"),
+        open_workers(name, address, None, "auto"),
     ):
         pytest.fail("nobody listens there")

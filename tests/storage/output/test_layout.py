@@ -152,6 +152,40 @@ def test_settings_come_back_whole_from_their_record() -> None:
     assert OutputSettings.from_record({"keep": ["label"]}) == OutputSettings(columns=Columns(keep=("label",)))
 
 
+NEW = {**OutputSettings().record(), "label_column": None}
+
+
+def test_opened_output_is_as_recorded_or_as_said_or_as_a_new_one_is(folder: Path) -> None:
+    place = Location.parse(folder)
+    assert Output.open(place, {}, NEW).settings == OutputSettings()
+    said = {"keep": ["a"], "label_column": "b", "max_tokens": 9}
+    made = Output.open(place, said, NEW)
+    assert made.settings.record() == NEW | said | {"keep": ["a", "b"]}
+    made.prepare("/data")
+    assert Output.open(place, {}, NEW) == Output.open(place, said, NEW) == made
+    Output.open(place, {}, NEW).check("/data")
+    for other in ({"keep": []}, {"label_column": "a"}, {"max_tokens": 8}, {"shard_rows": 1}):
+        with pytest.raises(OutputError, match=r"there, .* asked for"):
+            Output.open(place, other, NEW)
+
+
+def test_label_column_may_be_said_later_of_a_kept_column_and_is_recorded_then(folder: Path) -> None:
+    """Outputs that were made before label columns were recorded have none in their record."""
+    place = Location.parse(folder)
+    Output.open(place, {"keep": ["label"]}, NEW).prepare("/data")
+    assert "label_column" not in json.loads((folder / "_dataset.json").read_text())
+    with pytest.raises(OutputError, match="label_column: None there, 'other' asked for"):
+        Output.open(place, {"label_column": "other"}, NEW)
+    Output.open(place, {"label_column": "label"}, NEW).prepare("/data")
+    assert Output.open(place, {}, NEW).settings.also == {"label_column": "label"}
+
+
+def test_digest_of_settings_is_the_one_that_files_carry_since_the_first_version() -> None:
+    settings = OutputSettings.from_record({"keep": ["label"], "label_column": "label"})
+    assert settings.digest == OutputSettings(columns=Columns(keep=("label",))).digest
+    assert OutputSettings().digest == "4f78134b32b5e44d039f0119a03fd32d"
+
+
 @pytest.mark.parametrize("text", ["full", "none", "top:1", "top:32"])
 def test_attention_saving_reads_as_it_is_written(text: str) -> None:
     assert str(AttentionSaving.parse(text)) == text
