@@ -141,7 +141,7 @@ class ComputeOptions(Options):
 
     device: Device = option("auto", 'Where to compute. "auto" takes a GPU if there is one.')
     engine: EngineName = option(
-        "auto", 'What computes. "auto" takes "fused-cpu" on a CPU for small networks, and "torch" for all others.'
+        "auto", 'What computes. "auto" takes "fused-cpu" on a CPU where it fits, and "torch" for all others.'
     )
     precision: Precision = option(
         "float32",

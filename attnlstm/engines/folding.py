@@ -3,7 +3,7 @@
 Owns which matrices fold into which. Knows nothing about kernels, devices or rows; everything is float64 here,
 and whoever uses it rounds once.
 
-Shape letters: H hidden size padded to a power of two, L layers, V vocabulary, C classes.
+Shape letters: H hidden size padded as the kernel wants it, L layers, V vocabulary, C classes.
 """
 
 import itertools
@@ -64,12 +64,12 @@ def fold(weights: Weights, config: ModelConfig, H: int, *, sigmoid_scale: float)
         bias = weights[f"sequence.bias_ih_{name}"] + weights[f"sequence.bias_hh_{name}"]
         inputs = weights[f"sequence.weight_ih_{name}"].T  # (inputs, 4 gates x units), and so recurrent weights
         if layer == 0:
-            table.append(gates(weights["embedding.weight"] @ inputs + bias))
+            table.append(gates(_product(weights["embedding.weight"], inputs) + bias))
         else:
             projections.append(np.concatenate([gates(bias[None]), _pad_states(gates(inputs), H)]))
         recurrents.append(_pad_rows(gates(weights[f"sequence.weight_hh_{name}"].T), H))
     # v . (W h + b) is (v W) . h plus a number that is the same for all tokens, which the softmax ignores.
-    score = weights["attention.dot_product.weight"] @ weights["attention.qk_weights.weight"]
+    score = _product(weights["attention.dot_product.weight"], weights["attention.qk_weights.weight"])
     return Folded(
         np.stack(table),
         np.stack(projections).reshape(-1, 2, 1 + 2 * H, 4, H) if projections else np.empty((0, 2, 1 + 2 * H, 4, H)),
@@ -86,6 +86,14 @@ def fold_classifier(weights: Weights, config: ModelConfig, H: int) -> tuple[Doub
         np.ascontiguousarray(weights["mlp.2.weight"].T / config.temperature),
         weights["mlp.2.bias"] / config.temperature,
     )
+
+
+def _product(a: Doubles, b: Doubles) -> Doubles:
+    """The matrix product, added up in the order of the inner index: a BLAS has an order for each processor."""
+    total = np.zeros((len(a), b.shape[1]))
+    for k in range(len(b)):
+        total += a[:, k, None] * b[k]
+    return total
 
 
 def _pad_states(matrix: Doubles, H: int) -> Doubles:

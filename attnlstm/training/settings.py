@@ -114,7 +114,7 @@ PRESETS: dict[PresetName, Preset] = {
     for preset in (
         # The published sizes.
         Preset("reference", embedding_dim=8, hidden_size=16, num_layers=2),
-        # The most that the fused engine computes on a CPU. Dropout and hidden tokens let it train for as long as
+        # What a core scores at about a million tokens a second. Dropout and hidden tokens let it train for as long as
         # harder data needs without learning few rows by heart.
         Preset("small", embedding_dim=16, hidden_size=32, num_layers=2, dropout=0.3, training=_AGAINST_OVERFITTING),
         # For a GPU, or for patience.

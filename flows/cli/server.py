@@ -25,7 +25,7 @@ _START_SECONDS = 180
 _STOP_SECONDS = 10
 
 # What flows import when they run, and take seconds for: it may as well be while the server starts.
-_FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_kernel")
+_FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_cpu.kernel")
 
 # Prefect's own default for the port of its page.
 PAGE_PORT = 4200
