@@ -6,7 +6,7 @@ weights.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, Self, get_args
 
@@ -164,6 +164,19 @@ class ModelConfig:
             classes=tuple(map(str, range(num_classes))) if classes is None else tuple(classes),
             num_classes=num_classes,
         )
+
+
+def differences(found: ModelConfig, wanted: ModelConfig, *, apart_from: Collection[str] = ()) -> str:
+    """In which fields two configurations differ, such as "hidden_size 16, not 32"; "" if in none.
+
+    apart_from: fields that may differ.
+    """
+    ours = asdict(wanted)
+    return "; ".join(
+        f"{name} {value}, not {ours[name]}"
+        for name, value in asdict(found).items()
+        if name not in apart_from and value != ours[name]
+    )
 
 
 def _check_integer(name: str, value: object, *, at_least: int) -> None:

@@ -5,10 +5,10 @@ the threads run or who allocates.
 """
 
 import ctypes
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-
-import torch
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MMAP_BYTES = 1 << 25
@@ -17,9 +17,33 @@ _MMAP_BYTES = 1 << 25
 _TRIM_BYTES = 1 << 30
 
 
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: those that it is bound to, and no more than its container is paid for.
+
+    cgroups: where Linux shows the limits of control groups. A quota of one core and a half is taken for two.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (_quota_of_version_2(cgroups), _quota_of_version_1(cgroups)):
+        if quota > 0 and period > 0:
+            bound = min(bound, math.ceil(quota / period))
+    return max(1, bound)
+
+
+def _quota_of_version_2(cgroups: Path) -> tuple[int, int]:
+    """Microseconds of all cores together, in each period of so many microseconds; (0, 0) without a limit."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        return int(quota), int(period)
+    except (OSError, ValueError):  # no such file, or no limit: the word "max"
+        return 0, 0
+
+
+def _quota_of_version_1(cgroups: Path) -> tuple[int, int]:
+    try:
+        quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota), int(period)  # -1 is no limit
+    except (OSError, ValueError):
+        return 0, 0
 
 
 def worker_threads(num_threads: int, name: str) -> ThreadPoolExecutor:
@@ -30,6 +54,8 @@ def worker_threads(num_threads: int, name: str) -> ThreadPoolExecutor:
 
 
 def _prepare_thread() -> None:
+    import torch  # here, since how many cores there are is asked by commands that need none of it
+
     # OpenMP's thread count and the processor's rounding mode both belong to the thread that sets them.
     torch.set_num_threads(1)
     # Denormal numbers cost 10 to 20 times the work of ordinary ones (oneDNN#561).

@@ -83,6 +83,7 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
             # One version for all, whatever is promoted meanwhile.
             "checkpoint": stored.version if options.checkpoint == "champion" else options.checkpoint,
             "mode": options.mode,
+            "max_errors": options.max_errors,
             **options.said(),
         }
         runs = _run_all(ordered, parameters, options)

@@ -1,6 +1,5 @@
 """The classify flow: a plan from footers, task runs that score its shards, and a manifest of what came of it."""
 
-import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +8,11 @@ from prefect import State, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
+from attnlstm.process import num_cores
 from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint, measure_drift
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_run_ended
-from flows.orchestration.facts import counted
+from flows.orchestration.facts import counted, first_errors_in_words, run_summary
 from flows.orchestration.report import publish_report
 from flows.orchestration.runners import check_runner, open_workers
 from flows.orchestration.scheduled import at_scheduled_start
@@ -53,7 +53,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     get_run_logger().info(
         "%s: %d of %d shards to score with %s", source.root, len(pending), len(plan.shards), stored.version
     )
-    num_workers = options.workers or os.cpu_count() or 1
+    num_workers = options.workers or num_cores()
     outcome = ScoringOutcome(num_workers)
     if pending:
         job = ScoringJob.of(
@@ -80,10 +80,12 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
                 outcome = score_all(replace(job, output=replace(output, hold=hold)), pending, workers, loaded)
             if not workers.in_process:
                 clear_superseded(plan)  # what processes left that died during the run
+    num_rows, num_errors = outcome.num_rows_and_errors()
+    is_good = not (plan.unreadable or outcome.failures) and options.tolerates(num_errors, num_rows)
     manifest = RunManifest(
         run_id=str(flow_run.id),
         run_name=str(flow_run.name),
-        state="failed" if plan.unreadable or outcome.failures else "completed",
+        state="completed" if is_good else "failed",
         started=started.isoformat(timespec="seconds"),
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
         source=str(source.root / source.scope),
@@ -107,7 +109,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     write_manifest(output.root, manifest)
     publish_report(manifest)
     emit_run_ended(manifest)
-    return _final_state(manifest)
+    return _final_state(manifest, options.max_errors)
 
 
 def _refuse_unreadable(plan: OutputPlan) -> None:
@@ -118,16 +120,20 @@ def _refuse_unreadable(plan: OutputPlan) -> None:
         raise SourceError(f"{plan.source.root / first.file}: {first.reason}.{more}")
 
 
-def _final_state(manifest: RunManifest) -> State[dict[str, Any]]:
-    scored, up_to_date = len(manifest.shards), manifest.num_up_to_date
+def _final_state(manifest: RunManifest, max_errors: str) -> State[dict[str, Any]]:
+    scored, up_to_date, summary = len(manifest.shards), manifest.num_up_to_date, run_summary(manifest)
     if manifest.failures:
         first = manifest.failures[0]
         more = f" and {len(manifest.failures) - 1} more" if len(manifest.failures) > 1 else ""
-        return Failed(
-            message=f"{scored} shards scored, {len(manifest.failures)} failed: {first.name}: {first.reason}{more}",
-        )
+        message = f"{scored} shards scored, {len(manifest.failures)} failed: {first.name}: {first.reason}{more}"
+        return Failed(message=message, data=summary)
     if not scored:
-        return Completed(message=f"Nothing to do: all {up_to_date} shards are up to date.")
+        return Completed(message=f"Nothing to do: all {up_to_date} shards are up to date.", data=summary)
     rows, errors = counted(manifest.totals["rows"], "row"), manifest.num_errors
+    if manifest.state == "failed":
+        first_errors = first_errors_in_words(manifest)
+        message = f"{errors:,} of {rows} have no prediction, more than max_errors ({max_errors}) allows: {first_errors}"
+        return Failed(message=message, data=summary)
     others = f"{counted(up_to_date, 'shard')} {'was' if up_to_date == 1 else 'were'} up to date"
-    return Completed(message=f"{rows} in {counted(scored, 'shard')} scored, {errors:,} with errors; {others}.")
+    message = f"{rows} in {counted(scored, 'shard')} scored, {errors:,} with errors; {others}."
+    return Completed(message=message, data=summary)

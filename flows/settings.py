@@ -152,11 +152,27 @@ class ComputeOptions(Options):
     )
 
 
+class ToleranceOptions(Options):
+    """How much may go wrong before a run counts as failed. What was scored is written all the same."""
+
+    max_errors: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+%|%)?$")] = option(
+        "50%",
+        "Most rows without a prediction among those that a run scores, as a count or a share such as 5%. With more of "
+        "them the run ends Failed; output and errors are written all the same.",
+    )
+
+    def tolerates(self, num_errors: int, num_rows: int) -> bool:
+        """Whether so many of the rows that were scored may be without a prediction."""
+        if self.max_errors.endswith("%"):
+            return num_errors <= float(self.max_errors[:-1]) / 100 * num_rows
+        return num_errors <= int(self.max_errors)
+
+
 class PlanOptions(OutputOptions, TargetOptions):
     """What a plan depends on: all of `classify` but how it is computed."""
 
 
-class ClassifyOptions(RunnerOptions, ComputeOptions, PlanOptions):
+class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, PlanOptions):
     """The options of `classify`."""
 
 
@@ -180,7 +196,7 @@ class RangeOptions(Options):
     )
 
 
-class BackfillOptions(RunnerOptions, OutputOptions, RangeOptions, TargetOptions):
+class BackfillOptions(RunnerOptions, OutputOptions, ToleranceOptions, RangeOptions, TargetOptions):
     """The options of `backfill`."""
 
     source: Place = option(..., "Folder or URI with Hive partitions, such as date=2026-11-01.")

@@ -1,4 +1,4 @@
 """What is measured of a network: accuracy, calibration, comparison with another, drift, faithfulness of attention.
 
-Nothing is imported here. Apart from `held_out` and `faithfulness`, which are given engines, it knows numpy only.
+Nothing is imported here. Apart from scoring held-out rows (`metrics.probabilities_of`), it knows numpy only.
 """

@@ -25,7 +25,7 @@ CONFIDENCE = 0.90
 
 _COUNTS_AT_ONCE = 1 << 22
 _NORMAL_95 = 1.6449
-_STUDENT_95 = {1: 6.3138, 2: 2.9200}
+_MOST_FREEDOM = 10_000  # beyond it Student's distribution is the normal one, to three digits and more
 
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
@@ -154,14 +154,32 @@ def _stretch(num_groups: int) -> float:
     Student's quantile belongs in place of the normal one.
     """
     freedom = max(1, num_groups - 1)
-    z, v = _NORMAL_95, float(freedom)
-    t = _STUDENT_95.get(freedom) or (
-        z  # the expansion of Cornish and Fisher, within 0.3% from 3 degrees of freedom on
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
-    return float(t / z * math.sqrt((freedom + 1) / freedom))
+    return student_quantile(CONFIDENCE, freedom) / _NORMAL_95 * math.sqrt((freedom + 1) / freedom)
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """The bound that a variable of Student's t distribution stays within, on both sides, with this probability.
+
+    confidence: above 0 and below 1. freedom: degrees of freedom, 1 or more. The probability of a bound is the finite
+    series of Abramowitz and Stegun (1964), 26.7.3 and 26.7.4; it is bisected.
+    """
+    freedom = min(freedom, _MOST_FREEDOM)
+    low, high = 0.0, math.pi / 2  # the angle whose tangent is the bound over the root of the freedom
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _probability_within(angle, freedom) < confidence else (low, angle)
+    return math.tan((low + high) / 2) * math.sqrt(freedom)
+
+
+def _probability_within(angle: float, freedom: int) -> float:
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = freedom % 2
+    steps = np.arange(1 + is_odd, freedom - 1, 2)  # factors of a term over the one before it: n / (n + 1) of cosine^2
+    terms = np.cumprod(np.concatenate(([1.0], steps / (steps + 1) * cosine**2)))
+    if not is_odd:
+        return float(sine * terms.sum())
+    series = sine * cosine * terms.sum() if freedom > 1 else 0.0
+    return float(2 / math.pi * (angle + series))
 
 
 def _numbered(groups: Integers | None, num_rows: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attnlstm.config import ModelConfig
+from attnlstm.config import ModelConfig, differences
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
 from attnlstm.evaluation.calibration import fit_temperature
 from attnlstm.network import AttentionLSTM
@@ -178,11 +178,8 @@ def _start(config: ModelConfig, network: AttentionLSTM | None, seed: int) -> Att
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AttentionLSTM(config)
-    theirs = replace(network.config, dropout=config.dropout, temperature=config.temperature)
-    if theirs != config:
-        ours = asdict(config)
-        differing = [name for name, value in asdict(theirs).items() if value != ours[name]]
-        raise ValueError(f"the network to go on from differs in {', '.join(differing)} from the config")
+    if differing := differences(network.config, config, apart_from=("dropout", "temperature")):
+        raise ValueError(f"the network to go on from has {differing}")
     network = copy.deepcopy(network).cpu()
     network.config = config
     return network
@@ -263,19 +260,8 @@ def warm_started(old: AttentionLSTM, config: ModelConfig, seed: int) -> Attentio
     seed: of the initial weights of classes that `old` does not know, and of all if it knows none.
     Raises ValueError, which says why, if attention, sizes or vocabulary are not the same.
     """
-    theirs = replace(
-        old.config,
-        classes=config.classes,
-        num_classes=config.num_classes,
-        dropout=config.dropout,
-        temperature=config.temperature,
-    )
-    if theirs != config:
-        ours = asdict(config)
-        differing = [
-            f"{name} {value}, not {ours[name]}" for name, value in asdict(theirs).items() if value != ours[name]
-        ]
-        raise ValueError(f"it has {'; '.join(differing)}")
+    if differing := differences(old.config, config, apart_from=("classes", "num_classes", "dropout", "temperature")):
+        raise ValueError(f"it has {differing}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AttentionLSTM(config)

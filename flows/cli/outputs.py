@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from attnlstm.process import num_cores
 from flows.cli import DONE, FAILED
 from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
 from flows.operations.rescore import Checkpoints, Rescored, score_again
@@ -84,7 +85,12 @@ def verify(
             checkpoints.require(stamp)  # said now, rather than after an hour of reading
     vocabularies = checkpoints.vocabularies(stamps.values())
     with progress("rows", planned.num_rows) as bar:
-        report = verify_output(planned, vocabularies=vocabularies, on_rows=lambda count: bar(advance=count))
+        report = verify_output(
+            planned,
+            vocabularies=vocabularies,
+            threads=num_cores(),
+            on_rows=lambda count: bar(advance=count),
+        )
     rescored = None
     if deep and not report.problems:
         rescored = score_again(planned, stamps, checkpoints, deep)

@@ -4,7 +4,7 @@
   a shard could not be scored. A run that ends by an exception leaves none; Prefect's own `prefect.flow-run.Failed` and
   `prefect.flow-run.Crashed` tell of it.
 - `attnlstm.checkpoint.promoted`, `attnlstm.checkpoint.rejected`: what a retrain run decided.
-- `attnlstm.evaluation.drift.detected`: a classify run read other data than its checkpoint was measured on.
+- `attnlstm.drift.detected`: a classify run read other data than its checkpoint was measured on.
 
 Prefect adds the flow run, its flow, deployment and tags as related resources. Triggers can match names and labels of
 resources, not payloads: so what somebody may want to wait for is one of these. No payload holds anything of a row.
@@ -12,11 +12,9 @@ resources, not payloads: so what somebody may want to wait for is one of these. 
 
 from prefect.events import emit_event
 
+from flows.orchestration.facts import run_summary
 from storage.output.manifests import RunManifest
 from storage.registry.checkpoints import CHAMPION
-
-# Of a manifest, as they stand there.
-_TOLD = ("run_id", "run_name", "state", "source", "output", "mode", "checkpoint", "seconds", "evaluation")
 
 
 def emit_run_ended(manifest: RunManifest) -> None:
@@ -34,19 +32,12 @@ def emit_run_ended(manifest: RunManifest) -> None:
             "attnlstm.wrote": "yes" if manifest.shards else "no",
         },
         related=[_checkpoint(manifest.checkpoint) | {"prefect.resource.role": "checkpoint"}],
-        payload={name: getattr(manifest, name) for name in _TOLD}
-        | {name: manifest.totals[name] for name in ("rows", "errors", "truncated", "tokens", "tokens_per_second")}
-        | {
-            "shards": len(manifest.shards),
-            "up_to_date": manifest.num_up_to_date,
-            "failed": len(manifest.failures),
-            "drifted": manifest.drift["drifted"] if manifest.drift else [],
-        },
+        payload=run_summary(manifest),
     )
     if manifest.drift and manifest.drift["drifted"]:
         place = {"source": manifest.source, "output": manifest.output, "run_id": manifest.run_id}
         emit_event(
-            event="attnlstm.evaluation.drift.detected",
+            event="attnlstm.drift.detected",
             resource=_checkpoint(manifest.checkpoint),
             payload=place | manifest.drift,
         )

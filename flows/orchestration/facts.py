@@ -19,6 +19,8 @@ DRIFT_ASPECTS = {
     "confidence": "how sure the predictions are",
 }
 
+# Of a manifest, as they stand there.
+_TOLD = ("run_id", "run_name", "state", "source", "output", "mode", "checkpoint", "seconds", "evaluation")
 _MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
@@ -33,6 +35,8 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
     totals = manifest.totals
     if not manifest.shards and not manifest.failures:
         facts["result"] = f"nothing to do: all {manifest.num_up_to_date} shards are up to date"
+    elif manifest.state == "failed" and not manifest.failures:
+        facts["result"] = "failed: more rows have no prediction than max_errors allows"
     if manifest.failures:
         failures = counted(len(manifest.failures), "failure")
         facts["not scored"] = f"{failures}; when what is wrong is mended, the same command scores them"
@@ -40,9 +44,8 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         shards = counted(len(manifest.shards), "shard")
         facts["rows"] = f"{totals['rows']:,} in {shards} ({manifest.num_up_to_date} more were up to date)"
         facts["errors"] = _counts(totals["errors"])
-        if where := first_errors(manifest):
-            first = "; ".join(f"{error} in {found[0][0]}, row {found[0][1]}" for error, found in where.items())
-            facts["first errors"] = f"{first} (rows from 0)"
+        if first := first_errors_in_words(manifest):
+            facts["first errors"] = first
         if totals["truncated"]:
             limit = manifest.settings["max_tokens"]
             facts["truncated"] = f"{totals['truncated']:,} rows longer than {limit:,} tokens"
@@ -88,6 +91,25 @@ def first_errors(manifest: RunManifest) -> dict[str, list[tuple[str, int]]]:
             found = places[error]
             found += [(shard.file, row) for row in rows[: FIRST_ERRORS - len(found)]]
     return {error: found for error, found in places.items() if found}
+
+
+def first_errors_in_words(manifest: RunManifest) -> str:
+    """Where each error is first met, in one line; "" without errors."""
+    places = first_errors(manifest).items()
+    first = "; ".join(f"{error} in {found[0][0]}, row {found[0][1]}" for error, found in places)
+    return f"{first} (rows from 0)" if first else ""
+
+
+def run_summary(manifest: RunManifest) -> dict[str, Any]:
+    """What a program is told of a run: its state, its places and its counts. It holds nothing of a row."""
+    return {
+        **{name: getattr(manifest, name) for name in _TOLD},
+        **{name: manifest.totals[name] for name in ("rows", "errors", "truncated", "tokens", "tokens_per_second")},
+        "shards": len(manifest.shards),
+        "up_to_date": manifest.num_up_to_date,
+        "failed": len(manifest.failures),
+        "drifted": manifest.drift["drifted"] if manifest.drift else [],
+    }
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -23,6 +23,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from attnlstm.engines import Device
+from attnlstm.process import num_cores
 from flows.orchestration.progress import RunProgress, showing
 from flows.settings import RunnerName
 
@@ -140,7 +141,7 @@ def open_workers(
     if around is not None:
         yield around
         return
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     kinds: dict[RunnerName, AbstractContextManager[Workers]] = {
         "threads": _threads(workers or cores),
         "ray": _ray(address, workers, device),
@@ -175,7 +176,7 @@ def _ray(address: str | None, workers: int | None, device: Device) -> Iterator[W
     if address is None:
         options |= {
             "address": "local",  # never one that happens to run here, which is what Ray's default would take
-            "num_cpus": workers or os.cpu_count() or 1,
+            "num_cpus": workers or num_cores(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
@@ -199,7 +200,7 @@ def _dask(address: str | None, workers: int | None) -> Iterator[Workers]:
     from prefect_dask.task_runners import DaskTaskRunner
 
     started = {
-        "n_workers": workers or os.cpu_count() or 1,
+        "n_workers": workers or num_cores(),
         "threads_per_worker": 1,
         "memory_limit": 0,  # what a task takes is bounded already (chunk_bytes), and Dask would end who takes more
         "dashboard_address": None,

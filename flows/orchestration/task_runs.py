@@ -101,6 +101,11 @@ class ScoringOutcome:
     scored: list[ScoredShard] = field(default_factory=list)
     failures: list[FailureRecord] = field(default_factory=list)
 
+    def num_rows_and_errors(self) -> tuple[int, int]:
+        """Rows that were scored, and those of them that have no prediction."""
+        records = [scored.record for scored in self.scored]
+        return sum(each.num_rows for each in records), sum(sum(each.errors.values()) for each in records)
+
     def evaluation(self) -> dict[str, float] | None:
         """Measures against the true classes; None where no shard has any."""
         tables = [scored.confusion for scored in self.scored if scored.confusion is not None]

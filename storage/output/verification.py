@@ -7,7 +7,6 @@ scoring again can tell.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,12 +75,12 @@ def verify_output(
     *,
     vocabularies: Mapping[str, int] | None = None,
     max_problems: int = 10,
-    threads: int | None = None,
+    threads: int = 1,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> VerificationReport:
     """Compare every file of the output with the input that it was made from; every page of both is read.
 
-    max_problems: how many are listed for each shard. threads: shards compared side by side; by default, a core each.
+    max_problems: how many are listed for each shard. threads: shards compared side by side.
     on_rows: called with the number of rows after each piece, from those threads.
 
     vocabularies: how many token ids a checkpoint knows, by its digest. The output does not record it, other than in the
@@ -91,7 +90,7 @@ def verify_output(
     checks = [
         _ShardCheck(plan.output, plan.source.root, shard, vocabularies or {}, max_problems) for shard in plan.shards
     ]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda check: check.run(on_rows), checks))
     problems = [problem for check in checks for problem in check.findings.kept]
     problems += [Problem(file.file, None, f"the input can't be read: {file.reason}") for file in plan.unreadable]

@@ -113,7 +113,7 @@ def test_deployments_have_their_schedules_limits_and_descriptions_on_the_server(
         found = {name: client.read_deployment_by_name(f"{flow}/{name}") for name, flow in FLOW_OF.items()}
         (automation,) = client.read_automations_by_name("retrain-on-drift")
 
-    assert automation.trigger.expect == {"attnlstm.evaluation.drift.detected"}
+    assert automation.trigger.expect == {"attnlstm.drift.detected"}
     assert automation.actions[0].deployment_id == found["retrain"].id
     schedules = {name: [each.schedule for each in found[name].schedules] for name in FLOW_OF}
     assert schedules["backfill"] == schedules["partition"] == []

@@ -226,3 +226,32 @@ def test_long_rows_are_truncated_or_refused(rescore: Callable[..., Any], tmp_pat
     assert _column(cut.output, "truncated") == [length > 20 for length in lengths]
     assert max(len(weights or []) for weights in _column(cut.output, "weights", "attention")) == 20
     assert refused.manifest.totals["errors"]["longer than 20 tokens"] == num_long
+
+
+def test_called_from_python_it_returns_the_counts_and_places_of_the_run(
+    trained: Any, dataset: Path, tmp_path: Path
+) -> None:
+    summary = classify(str(dataset), str(tmp_path / "output"), registry=str(trained.registry))
+
+    assert (summary["state"], summary["shards"], summary["rows"]) == ("completed", 4, 420)
+    assert sum(summary["errors"].values()) == 8
+    assert summary["output"] == str(tmp_path / "output")
+    assert (tmp_path / "output" / "runs" / f"{summary['run_id']}.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("max_errors", "ends"),
+    [("50%", "failed"), ("66%", "failed"), ("1", "failed"), ("67%", "completed"), ("2", "completed")],
+)
+def test_more_errors_than_allowed_fail_a_run_that_has_written_everything(
+    max_errors: str, ends: str, trained: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"tokens": pa.array([None, b"abc", None], pa.binary())}), source)
+    output = tmp_path / "output"
+    registry = str(trained.registry)
+    state: Any = classify(str(source), str(output), registry=registry, max_errors=max_errors, return_state=True)
+
+    assert state.name.lower() == ends
+    assert pq.read_table(output / "predictions" / "rows.parquet").num_rows == 3
+    assert state.result(raise_on_failure=False)["state"] == ends

@@ -6,8 +6,17 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.stats
 
-from attnlstm.evaluation.comparison import Metric, _stretch, binomial_tail, difference, flips, lost_classes
+from attnlstm.evaluation.comparison import (
+    Metric,
+    _stretch,
+    binomial_tail,
+    difference,
+    flips,
+    lost_classes,
+    student_quantile,
+)
 from attnlstm.evaluation.metrics import evaluate
 
 METRICS = get_args(Metric)
@@ -150,3 +159,11 @@ def test_shapes_that_disagree_are_refused(shapes: tuple[tuple[int, int], tuple[i
     a, b, num_rows = shapes
     with pytest.raises(ValueError, match=r"probabilities \(N, C\), the same of both, and labels \(N,\)"):
         difference("accuracy", np.zeros(num_rows, np.int64), np.ones(a), np.ones(b))
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 31, 1000, 10_000, 10**6])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+def test_students_quantile_is_that_of_scipy(confidence: float, freedom: int) -> None:
+    expected = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
+
+    assert student_quantile(confidence, freedom) == pytest.approx(expected, rel=1e-6 if freedom <= 10_000 else 1e-3)

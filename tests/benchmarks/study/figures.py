@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from scipy.stats import t
-
+from attnlstm.evaluation.comparison import student_quantile
 from poolings import POOLINGS, Pooling
 from trainings import Outcome
 
@@ -142,5 +141,5 @@ def _finding(mean: float, low: float, high: float, a_lot: float) -> Finding:
 def _interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Their mean, and the bounds of its interval."""
     spread = _spread(differences)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * spread.deviation / math.sqrt(len(differences))
+    half = student_quantile(CONFIDENCE, len(differences) - 1) * spread.deviation / math.sqrt(len(differences))
     return spread.mean, spread.mean - half, spread.mean + half

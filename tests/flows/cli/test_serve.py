@@ -97,7 +97,7 @@ def test_serve_runs_what_is_due_or_asked_for_or_caused_by_drift_and_ends_without
         assert due == {deployments[name].id for name in ("classify", "retrain")}
 
         resource = {"prefect.resource.id": "attnlstm.checkpoint.of-the-test"}
-        drift = Event(event="attnlstm.evaluation.drift.detected", resource=resource)
+        drift = Event(event="attnlstm.drift.detected", resource=resource)
         client.request("POST", "/events", json=[drift.model_dump(mode="json")]).raise_for_status()
         retrain = DeploymentFilter(name={"any_": ["retrain"]})
         running = FlowRunFilter(state=FlowRunFilterState(name={"any_": ["Running"]}))

@@ -107,8 +107,8 @@ def test_events_of_promotion_and_drift_are_about_the_checkpoint(emitted: dict[st
     assert about == {
         "attnlstm.checkpoint.promoted": "attnlstm.checkpoint.v2",
         "attnlstm.checkpoint.rejected": "attnlstm.checkpoint.v3",
-        "attnlstm.evaluation.drift.detected": "attnlstm.checkpoint.v1",
+        "attnlstm.drift.detected": "attnlstm.checkpoint.v1",
     }
-    assert emitted["attnlstm.evaluation.drift.detected"].payload["drifted"] == ["tokens"]
+    assert emitted["attnlstm.drift.detected"].payload["drifted"] == ["tokens"]
     promoted = {"version": "v2", "alias": "champion", "why": "it is better", "registry": "/registry"}
     assert emitted["attnlstm.checkpoint.promoted"].payload == promoted
