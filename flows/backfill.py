@@ -27,6 +27,7 @@ from flows.orchestration.scheduled import at_scheduled_start
 from flows.settings import BackfillOptions, as_flow
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
+from storage.input.sources import refuse_nested
 from storage.locations import Location, without_credentials
 from storage.output.layout import Output
 from storage.output.manifests import read_manifest
@@ -69,6 +70,7 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         raise ValueError(
             f"the runs of {options.fan_out} bring their own runner: leave out --runner {options.runner}, or --fan-out"
         )
+    refuse_nested(Location.parse(options.source), Location.parse(options.output))
     partitions = _find_partitions(options)
     ordered = partitions[::-1] if options.newest_first else partitions
     stored = Registry.open(options.registry).load(options.checkpoint)
@@ -143,7 +145,7 @@ def _run_all(
 
 def _run(run_one: Callable[[Partition], PartitionRun], partition: Partition) -> PartitionRun:
     if not partition.exists:
-        return PartitionRun(partition.name, _NO_INPUT, message=f"{partition.place} does not exist")
+        return PartitionRun(partition.name, _NO_INPUT, message=partition.why_not)
     return run_one(partition)
 
 

@@ -21,7 +21,7 @@ from flows.settings import ClassifyOptions, as_flow
 from storage.errors import SourceError
 from storage.locations import without_credentials
 from storage.locks import only_run
-from storage.output.manifests import FailureRecord, RunManifest, write_manifest
+from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest, write_manifest
 from storage.output.orphans import clear_superseded
 from storage.output.plan import OutputPlan, plan_output
 from storage.registry.checkpoints import Registry
@@ -105,6 +105,9 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
         ),
         evaluation=outcome.evaluation(),
         drift=measure_drift(stored.card, (scored.observed for scored in outcome.scored)),
+        passed_over=plan.source.passed_over[:FIRST_PASSED_OVER],
+        num_passed_over=len(plan.source.passed_over),
+        notes=plan.notes,
     )
     write_manifest(output.root, manifest)
     publish_report(manifest)

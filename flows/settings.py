@@ -181,9 +181,9 @@ class RangeOptions(Options):
 
     start: str | None = option(None, "First value, such as 2026-11-01. By default the range is open on this side.")
     end: str | None = option(
-        None, "Last value, included with all that begins with it. By default the range is open on this side."
+        None, "Last value, included: of a day, all of its hours. By default the range is open on this side."
     )
-    partition: str = option("date", "Name of the partition column that the range is of.")
+    partition: str = option("date", "Partition column of the range, or several that are one date: year,month,day.")
     where: list[Annotated[str, Field(pattern="^[^=]+=")]] = option(
         [], "Conditions on other partition columns, such as region=eu. All of them must hold."
     )
@@ -212,7 +212,7 @@ class RetrainOptions(Options):
     window: Annotated[str, Field(pattern=WINDOW_PATTERN)] | None = option(
         None, "How far back rows count from the newest date, such as 90d or 12w."
     )
-    partition: str = option("date", "Name of the partition column that holds the date, for since and window.")
+    partition: str = option("date", "Partition column with the date, for since and window, or several: year,month,day.")
     registry: Place = option("registry", "Folder or URI of the checkpoint registry.")
     preset: PresetName = option(DEFAULT, "Sizes of the network and the settings to train it with.")
     attention: Attention = option("additive", "How hidden states are pooled over time.")

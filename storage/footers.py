@@ -16,7 +16,7 @@ from storage.locations import Location
 # Footers are small reads that mostly wait, so many at once; more than this gains nothing on object stores.
 FOOTER_READERS = 32
 
-_MAGIC = b"PAR1"
+MAGIC = b"PAR1"
 # One read of this size holds the whole footer of most files.
 _TAIL_BYTES = 64 << 10
 
@@ -43,7 +43,7 @@ def read_footer(location: Location) -> Footer:
     with location.filesystem.open_input_file(location.path) as file:
         size = file.size()
         tail = _read_end(file, min(size, _TAIL_BYTES))
-        if size < 12 or tail[-4:] != _MAGIC:
+        if size < 12 or tail[-4:] != MAGIC:
             raise FileError(_not_parquet(size, tail))
         footer_bytes = struct.unpack("<I", tail[-8:-4])[0]
         if footer_bytes + 12 > size:
@@ -53,7 +53,7 @@ def read_footer(location: Location) -> Footer:
     footer = tail[-8 - footer_bytes :]
     try:
         # The footer alone, dressed as a file: metadata is all that is parsed.
-        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
@@ -72,6 +72,6 @@ def _not_parquet(size: int, tail: bytes) -> str:
     if tail[-4:] == b"PARE":
         return "an encrypted Parquet file, which can't be read here"
     return (
-        f"not a whole Parquet file: its {size:,} bytes do not end in {_MAGIC.decode()}. "
+        f"not a whole Parquet file: its {size:,} bytes do not end in {MAGIC.decode()}. "
         "It may be another format, or cut short"
     )

@@ -24,6 +24,8 @@ from storage.errors import SourceError
 
 # Unfinished files are dotted, so readers that glob or follow Hive's rules pass over them.
 TEMPORARY_SUFFIX = ".tmp"
+# Of the target's name: a name may have 255 bytes, so that a target with a long one has a temporary name as well.
+_TEMPORARY_NAME_BYTES = 200
 # Arrow cuts it into parts of 10 MB, which go up side by side.
 _UPLOAD_CHUNK_BYTES = 32 << 20
 
@@ -51,16 +53,23 @@ class Location:
     def parse(cls, place: str | os.PathLike[str]) -> Self:
         """From a local path (`~` is expanded, relative to the working directory) or a URI of `pyarrow.fs`.
 
-        Raises SourceError for a scheme that pyarrow does not know.
+        In a URI `%20` and the like stand for a character. One that no URI has, such as a space or `#`, is itself.
+        Raises SourceError for a scheme that pyarrow does not know, or a path that is not UTF-8.
         """
         text = os.fspath(place)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(text).decode(errors="backslashreplace")
+            raise SourceError(f"The path {shown} is not UTF-8, so it can't be opened. Rename it.") from None
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        uri = _valid_uri(text)
         try:
-            filesystem, path = pafs.FileSystem.from_uri(text)
+            filesystem, path = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
             scheme = text.split("://")[0]
-            reason = str(error).replace(text, without_credentials(text))
+            reason = str(error).replace(uri, without_credentials(text))
             raise SourceError(
                 f"{scheme}:// is not a location that can be opened here ({reason}). "
                 "Use a path, or a URI that pyarrow.fs understands (file://, s3://, gs://, abfs://, hdfs://)."
@@ -129,7 +138,8 @@ class Location:
         if self.is_local:
             target = Path(self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+            name = target.name.encode()[:_TEMPORARY_NAME_BYTES].decode(errors="ignore")
+            temporary = target.parent / f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
             try:
                 yield temporary
                 _flush(temporary)
@@ -139,7 +149,7 @@ class Location:
                 temporary.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory(prefix="attnlstm-") as folder:
-            temporary = Path(folder) / self.name
+            temporary = Path(folder) / "content"
             yield temporary
             self._upload(temporary)
 
@@ -169,9 +179,16 @@ def _put(local: Path, place: Location) -> None:
 
 
 def below(place: str, relative: str) -> str:
-    """What lies below a path or URI as typed; a URI keeps its query."""
+    """What lies below a path or URI as typed. In a URI, what is special in a name is escaped, and its query is kept."""
+    address, query = query_of(place)
+    name = quote(relative, safe="/=") if "://" in place else relative
+    return f"{address.rstrip('/')}/{name}{query}"
+
+
+def query_of(place: str) -> tuple[str, str]:
+    """A place as typed without its query, and the query with its question mark; a path has none."""
     address, mark, query = place.partition("?") if "://" in place else (place, "", "")
-    return f"{address.rstrip('/')}/{relative}{mark}{query}"
+    return address, mark + query
 
 
 def as_uri(place: str) -> str:
@@ -198,6 +215,13 @@ def without_credentials(place: str) -> str:
 def holds_credentials(place: str) -> bool:
     """Whether what was typed is a URI with a password, a key or a token in it."""
     return _CREDENTIALS.match(place) is not None
+
+
+def _valid_uri(uri: str) -> str:
+    """The URI with what no URI may have escaped in its path, so that it is taken as it was typed."""
+    address, query = query_of(uri)
+    address = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", address)
+    return quote(address, safe="%:/@!$&'()*+,;=~") + query
 
 
 def _flush(path: Path) -> None:

@@ -166,6 +166,8 @@ def show_plan(
             ],
             "orphans": [asdict(orphan) for orphan in orphans],
             "unreadable": [asdict(file) for file in unreadable],
+            "passed_over": [asdict(each) for each in source.passed_over],
+            "notes": list(planned.notes),
         }
     )
     facts = {
@@ -193,6 +195,8 @@ def show_plan(
         ]
         to.table(("shard", "why", "rows", "uncompressed"), rows, rest="shards")
     to.lines([("unreadable", f"{file.file}: {file.reason}") for file in unreadable], rest="unreadable files")
+    to.lines([("passed over", f"{each.name}: {each.reason}") for each in source.passed_over], rest="passed over")
+    to.lines([("note", note) for note in planned.notes], rest="notes")
 
 
 def show_verified(

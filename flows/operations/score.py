@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import FileError
+from storage.errors import FileError, StorageError
+from storage.input.hive import partition_values
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
-from storage.input.sources import partition_values
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.layout import Output
@@ -145,24 +145,52 @@ def ignore_rows(num_rows: int) -> None:
     """For `on_rows` where nobody watches."""
 
 
+def never(error: Exception) -> bool:
+    """For `is_retried` where nobody tries again."""
+    return False
+
+
 def score_bundle(
     job: ScoringJob,
     pending: Sequence[Pending],
     loaded: LoadedCheckpoint | None = None,
     *,
     on_rows: Callable[[int], None] = ignore_rows,
+    is_retried: Callable[[Exception], bool] = never,
 ) -> list[ScoredShard | FailureRecord]:
-    """Score a few shards, one after the other. A file that can't be read fails its own shard only.
+    """Score a few shards, one after the other. Whatever goes wrong with a shard fails that shard only.
 
-    loaded: the job's checkpoint; None is the one that this process keeps. on_rows: as in `score_shard`.
+    loaded: the job's checkpoint; None is the one that this process keeps. on_rows: as in `score_shard`. is_retried:
+    whether an error may pass and somebody tries again; it is raised once the others are scored. Raises what is no
+    shard's fault: what `on_rows` raises, a checkpoint that can't be loaded, an output that is no longer this run's.
     """
     loaded = loaded or checkpoint_of_process.get(job)
     results: list[ScoredShard | FailureRecord] = []
+    to_retry: list[Exception] = []
+    stops: list[Exception] = []
+
+    def watched(num_rows: int) -> None:
+        try:
+            on_rows(num_rows)
+        except Exception as error:
+            stops.append(error)
+            raise
+
     for each in pending:
         try:
-            results.append(score_shard(job, loaded, each.shard, each.reason, on_rows=on_rows))
+            results.append(score_shard(job, loaded, each.shard, each.reason, on_rows=watched))
         except FileError as error:
             results.append(FailureRecord(each.shard.name, str(error)))
+        except StorageError:
+            raise
+        except Exception as error:
+            if error in stops:
+                raise
+            if is_retried(error):
+                to_retry.append(error)
+            results.append(FailureRecord(each.shard.name, f"{type(error).__name__}: {error}"))
+    if to_retry:
+        raise to_retry[0]
     return results
 
 
@@ -206,7 +234,8 @@ def _labels(label_column: str | None, table: pa.Table, shard: Shard) -> pa.Chunk
         return None
     if label_column in table.column_names:
         return table[label_column]
-    return pa.chunked_array([pa.repeat(partition_values(shard.file)[label_column], table.num_rows)])
+    value = pa.scalar(partition_values(shard.file)[label_column], pa.string())
+    return pa.chunked_array([pa.repeat(value, table.num_rows)])
 
 
 class _Tally:

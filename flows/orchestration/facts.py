@@ -4,9 +4,10 @@ The run's log, its page in Prefect and the terminal show the same facts. This fi
 knows nothing about how they are shown. A manifest holds nothing of a row but its position, and so do the facts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from storage.input.sources import PassedOver
 from storage.output.manifests import FIRST_ERRORS, RunManifest, manifest_path
 
 MOST_CLASSES = 20
@@ -21,6 +22,7 @@ DRIFT_ASPECTS = {
 
 # Of a manifest, as they stand there.
 _TOLD = ("run_id", "run_name", "state", "source", "output", "mode", "checkpoint", "seconds", "evaluation")
+_MOST_PASSED_OVER = 5
 _MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
@@ -58,8 +60,19 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
     if manifest.drift:
         facts["drift"] = describe_drift(manifest.drift)
         facts["estimated accuracy"] = describe_estimate(manifest.drift)
+    if manifest.num_passed_over:
+        facts["passed over"] = describe_passed_over(manifest.passed_over, manifest.num_passed_over)
+    if manifest.notes:
+        facts["note"] = "; ".join(manifest.notes)
     places = {"source": manifest.source, "output": manifest.output, "manifest": manifest_place(manifest)}
     return facts | {"checkpoint": manifest.checkpoint} | places
+
+
+def describe_passed_over(passed_over: Sequence[PassedOver], number: int) -> str:
+    """How many files and folders of a source are not read, with the first of them. number: how many there are."""
+    shown = [f"{each.name} ({each.reason})" for each in passed_over[:_MOST_PASSED_OVER]]
+    more = f" and {number - len(shown):,} more" if number > len(shown) else ""
+    return f"{counted(number, 'name')} of the source: {', '.join(shown)}{more}"
 
 
 def manifest_place(manifest: RunManifest) -> str:

@@ -38,9 +38,12 @@ from storage.output.plan import Pending
 # them the share grows, since a server takes in only some tens of task runs a second.
 _TASK_TOKEN_BYTES = 1 << 20
 _MAX_TASK_RUNS = 200
+_RETRIES = 2
 
-# The system's own word that the next try will meet the same: no such file, no permission, disk full, read-only.
+# The system's own word that the next try will meet the same: no such file, no permission, disk full, read-only, a name
+# that is too long or that leads in circles.
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR}
+_LASTING |= {errno.ENAMETOOLONG, errno.ELOOP}
 
 # Errors of object stores have no such number, but Arrow's words for what the store said. A refusal stays one.
 _REFUSED = re.compile(
@@ -50,7 +53,11 @@ _REFUSED = re.compile(
 
 def is_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
     """For `retry_condition_fn`: True for faults of the network or the disk that may pass."""
-    error = state.result(raise_on_failure=False)
+    return may_pass(state.result(raise_on_failure=False))
+
+
+def may_pass(error: object) -> bool:
+    """Whether an error is such a fault."""
     return isinstance(error, OSError) and error.errno not in _LASTING and not _REFUSED.search(str(error))
 
 
@@ -64,7 +71,7 @@ def _task_name() -> str:
     name="score-shards",
     task_run_name=_task_name,
     cache_policy=NO_CACHE,  # the output itself says what is done
-    retries=2,
+    retries=_RETRIES,
     retry_delay_seconds=[2, 10],
     retry_jitter_factor=0.5,
     retry_condition_fn=is_transient,
@@ -88,7 +95,11 @@ def _score(
     progress = current_progress.get()  # None in another process
     on_rows = progress.advance if progress else ignore_rows
     with device_slot(loaded.engine.device, on_wait=get_run_logger().info, check=lambda: on_rows(0)):
-        return score_bundle(job, pending, loaded, on_rows=on_rows)
+        return score_bundle(job, pending, loaded, on_rows=on_rows, is_retried=_is_retried)
+
+
+def _is_retried(error: Exception) -> bool:
+    return may_pass(error) and task_run.run_count <= _RETRIES
 
 
 @dataclass

@@ -1,15 +1,16 @@
 """Which columns of an input file are read, under which names, and whether a file has them.
 
-Owns the names that users choose and the clash of kept names with ours. Reads schemas, never data.
+Owns the names that users choose, columns inside structs, and the clash of names with ours. Reads schemas, never data.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.types as pt
 
 from storage.errors import FileError, OutputError
-from storage.input.sources import partition_values
+from storage.input.hive import partition_values
 from storage.input.tokens import check_token_type
 
 # The columns of a predictions file that are ours, in their order; kept columns stand after `id`.
@@ -23,13 +24,18 @@ PREDICTION_COLUMNS = (
     "error",
     "checkpoint",
 )
+# Those of an attention file that are read beside them.
+ATTENTION_COLUMNS = ("positions", "weights")
+# Names are compared without their case, as DuckDB and Spark do.
+_OURS = frozenset((*PREDICTION_COLUMNS, *ATTENTION_COLUMNS))
 
 
 @dataclass(frozen=True)
 class Columns:
     """tokens: column with the token sequences. id: column carried through as `id`. keep: others carried through.
 
-    An input file without the id column gets the row's position in its file as `id`.
+    A name with dots reaches into structs where no column has that very name. An input file without a column `id` gets
+    the row's position in its file as `id`; of another name, the column is required.
     """
 
     tokens: str = "tokens"
@@ -37,13 +43,14 @@ class Columns:
     keep: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        clash = sorted(set(self.keep) & set(PREDICTION_COLUMNS))
+        clash = sorted(name for name in self.keep if name.casefold() in _OURS)
         if clash:
             raise OutputError(
-                f"keep names {', '.join(clash)}, which the predictions have as a column of their own. "
+                f"keep names {', '.join(clash)}, which the output has as a column of its own. "
                 "Rename the input's column, or leave it out of keep."
             )
-        repeated = sorted({name for name in self.keep if self.keep.count(name) > 1})
+        names = [name.casefold() for name in self.keep]
+        repeated = sorted({name for name in self.keep if names.count(name.casefold()) > 1})
         if repeated:
             raise OutputError(f"keep names {', '.join(repeated)} more than once.")
 
@@ -51,32 +58,87 @@ class Columns:
         """The columns to read from a file with this schema.
 
         A kept column that is a Hive partition needs no reading: the output's path carries it.
-        Raises FileError if the tokens or a kept column is missing or of a type that can't be used.
+        Raises FileError if a column that was named is missing or of a type that can't be used.
         """
-        require_column(schema, self.tokens, "tokens_column")
-        check_token_type(self.tokens, schema.field(self.tokens).type)
+        check_token_type(self.tokens, require_column(schema, self.tokens, "tokens_column").type)
         partitions = partition_values(relative)
         kept = [name for name in self.keep if name not in partitions]
         for name in kept:
             require_column(schema, name, "keep")
         names = [self.tokens, *kept]
-        if self.id in schema.names:
-            kind = schema.field(self.id).type
+        if self.id not in partitions and (self.id != "id" or find_column(schema, self.id)):
+            kind = require_column(schema, self.id, "id_column").type
             if pt.is_nested(kind):
                 raise FileError(f"column {self.id!r} has type {kind}; an id must be a scalar, such as an integer")
             names.append(self.id)
         return list(dict.fromkeys(names))
 
+    def overlooked_id(self, schema: pa.Schema) -> str | None:
+        """A column such as `ID` in a file without `id`, which might be meant and is not read."""
+        if self.id != "id" or find_column(schema, "id"):
+            return None
+        return next((name for name in schema.names if name.casefold() == "id" and name not in self.keep), None)
 
-def require_column(schema: pa.Schema, name: str, role: str) -> None:
-    """Raises FileError, which lists what there is, unless the schema has exactly one column of this name.
+    def refuse_partitions(self, files: Iterable[str]) -> None:
+        """Raises OutputError if a partition in these relative names is called like a column of the output."""
+        for file in files:
+            for name in partition_values(file):
+                if name.casefold() in _OURS:
+                    raise OutputError(
+                        f"{file}: a partition called {name} clashes with the output's column {name.casefold()}, so the "
+                        "output could not be read. Rename the folders."
+                    )
+
+
+def find_column(schema: pa.Schema, name: str) -> pa.Field | None:
+    """The column of this name or, where there is none, the field inside structs that the name's dots lead to.
+
+    Null as soon as a struct on the way is. None if there is no such column, or several.
+    """
+    if schema.names.count(name) == 1:
+        return schema.field(name)
+    head, dot, rest = name.partition(".")
+    while dot:
+        if schema.names.count(head) == 1 and pt.is_struct(schema.field(head).type):
+            inner = find_column(pa.schema(list(schema.field(head).type)), rest)
+            if inner is not None:
+                return inner.with_name(name).with_nullable(True)
+        more, dot, rest = rest.partition(".")
+        head = f"{head}.{more}"
+    return None
+
+
+def require_column(schema: pa.Schema, name: str, role: str) -> pa.Field:
+    """The column of this name (see `find_column`). Raises FileError, which lists what there is, without exactly one.
 
     role: the setting that names the column, for the message.
     """
     found = schema.names.count(name)
-    if found == 1:
-        return
-    if found:
+    if found > 1:
         raise FileError(f"column {name!r} ({role}) stands {found} times in the schema; rename all but one")
-    columns = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
-    raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}")
+    field = find_column(schema, name)
+    if field is None:
+        columns = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
+        raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}")
+    return field
+
+
+def select_columns(table: pa.Table, names: list[str]) -> pa.Table:
+    """A table with these columns, in this order, from one that holds them or the structs that they are in."""
+    return pa.table({name: _column(table, name) for name in names}) if names else table
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name]
+    head, dot, rest = name.partition(".")
+    while dot:
+        if head in table.column_names and find_column(pa.schema(list(table.schema.field(head).type)), rest):
+            # Flattened, the fields of a null struct are null.
+            kind = table.schema.field(head).type
+            children = table[head].flatten()
+            inner = pa.Table.from_arrays(children, [kind.field(i).name for i in range(kind.num_fields)])
+            return _column(inner, rest)
+        more, dot, rest = rest.partition(".")
+        head = f"{head}.{more}"
+    raise KeyError(name)

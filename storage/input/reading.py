@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from storage.errors import FileError
 from storage.footers import Footer, read_footer
-from storage.input.columns import Columns
+from storage.input.columns import Columns, require_column, select_columns
+from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.locations import Location
 
@@ -36,7 +37,8 @@ def read_shard(
 ) -> Iterator[pa.Table]:
     """Yield the shard's rows in order, in tables that end once they hold `chunk_rows` or `chunk_bytes`.
 
-    columns: names, or what names them for this file's schema. A shard without rows gives one empty table.
+    columns: names, or what names them for this file's schema; with it, an id that is a Hive partition is a column of
+    the tables too. A name with dots may reach into structs. A shard without rows gives one empty table.
 
     The footer is read before the first row, and once more after the last: a file that was overwritten meanwhile may
     have been read as if it were the old one. Raises FileError if the file changed since the plan was made, lacks a
@@ -44,14 +46,28 @@ def read_shard(
     """
     footer = _footer(root, shard)
     names = columns.to_read(footer.schema, shard.file) if isinstance(columns, Columns) else columns
+    partitions = partition_values(shard.file) if isinstance(columns, Columns) else {}
     num_rows = 0
     for table in _gather(_decode(root, footer, shard, names), chunk_rows, chunk_bytes):
         num_rows += table.num_rows
-        yield table
+        yield _complete(table, names, columns, partitions)
     if not num_rows:
-        yield pa.schema([footer.schema.field(name) for name in names]).empty_table()
+        empty = pa.schema([require_column(footer.schema, name, "columns") for name in names]).empty_table()
+        yield _complete(empty, names, columns, partitions)
     if num_rows != shard.num_rows:
         raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")
+
+
+def _complete(
+    table: pa.Table, names: list[str], columns: Columns | list[str], partitions: dict[str, str | None]
+) -> pa.Table:
+    """The table with fields of structs as columns, and with the id that is a partition."""
+    if not set(names) <= set(table.column_names):
+        table = select_columns(table, names)
+    if isinstance(columns, Columns) and columns.id in partitions and columns.id not in table.column_names:
+        value = pa.scalar(partitions[columns.id], pa.string())
+        table = table.append_column(columns.id, pa.repeat(value, table.num_rows))
+    return table
 
 
 def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -4,13 +4,15 @@ A shard is a file, or a range of a large file's row groups, and has one output f
 on the input and the limits only, so every run cuts the same input the same way.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import FileError, SourceError
+from storage.errors import FileError, SourceError, first_line
 from storage.footers import FOOTER_READERS, Footer, read_footer
 from storage.input.columns import Columns
 from storage.input.sources import Source, SourceFile
@@ -58,8 +60,11 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class ShardPlan:
+    """notes: what is worth a word although nothing fails, such as a column `ID` beside no `id`."""
+
     shards: tuple[Shard, ...]
     unreadable: tuple[UnreadableFile, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -72,27 +77,42 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
     Raises SourceError if two inputs would have the same output name (`a` and `a.parquet`).
     """
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        planned = pool.map(lambda file: _plan_file(source, file, columns, limits), source.files)
-        shards: list[Shard] = []
-        unreadable: list[UnreadableFile] = []
-        for outcome in planned:
-            if isinstance(outcome, UnreadableFile):
-                unreadable.append(outcome)
-            else:
-                shards.extend(outcome)
+        planned = list(pool.map(lambda file: _plan_file(source, file, columns, limits), source.files))
+    shards = [shard for file in planned for shard in file.shards]
     _refuse_shared_names(shards)
-    return ShardPlan(tuple(shards), tuple(unreadable))
+    unreadable = tuple(file.unreadable for file in planned if file.unreadable is not None)
+    overlooked = Counter(file.overlooked_id for file in planned if file.overlooked_id is not None)
+    return ShardPlan(tuple(shards), unreadable, tuple(_note(name, count) for name, count in overlooked.items()))
 
 
-def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: ShardLimits) -> list[Shard] | UnreadableFile:
+@dataclass(frozen=True)
+class _PlannedFile:
+    """overlooked_id: see `Columns.overlooked_id`."""
+
+    shards: tuple[Shard, ...] = ()
+    unreadable: UnreadableFile | None = None
+    overlooked_id: str | None = None
+
+
+def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: ShardLimits) -> _PlannedFile:
+    if file.problem is not None:
+        return _PlannedFile(unreadable=UnreadableFile(file.relative, file.problem))
     try:
         footer = read_footer(source.location(file))
         columns.to_read(footer.schema, file.relative)
+        shards = tuple(_cut(file.relative, footer, limits))
     except FileError as error:
-        return UnreadableFile(file.relative, str(error))
+        return _PlannedFile(unreadable=UnreadableFile(file.relative, str(error)))
     except OSError as error:
-        return UnreadableFile(file.relative, f"can't be opened: {error}")
-    return list(_cut(file.relative, footer, limits))
+        return _PlannedFile(unreadable=UnreadableFile(file.relative, f"can't be opened: {error}"))
+    except (pa.ArrowException, ValueError) as error:
+        return _PlannedFile(unreadable=UnreadableFile(file.relative, f"can't be read: {first_line(error)}"))
+    return _PlannedFile(shards, overlooked_id=columns.overlooked_id(footer.schema))
+
+
+def _note(name: str, num_files: int) -> str:
+    files = "1 file has" if num_files == 1 else f"{num_files:,} files have"
+    return f"{files} a column {name!r} and none called 'id', so ids are row numbers; --id-column {name} takes it"
 
 
 def _cut(file: str, footer: Footer, limits: ShardLimits) -> Iterator[Shard]:

@@ -1,40 +1,63 @@
 """Finding input files: a file, a folder, a glob or a URI becomes a sorted list of Parquet files.
 
-Owns which files count as input and the relative name under which each is known from then on. Opens none of
-them.
+Owns which files count as input, what is passed over and why, and the relative name under which each file is known from
+then on. Opens a file only to tell whether one without an ending is Parquet.
 """
 
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from storage.errors import SourceError
-from storage.locations import Location
+from storage.errors import OutputError, SourceError
+from storage.footers import FOOTER_READERS, MAGIC
+from storage.input.hive import hidden_part, split_partitions
+from storage.input.listing import Entry, PassedOver, list_folder
+from storage.locations import Location, query_of
+
+__all__ = ["PassedOver", "Source", "SourceFile", "find_source", "refuse_nested"]
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+# The file by which an output of ours is known; `storage.output.layout` writes it.
+OUTPUT_RECORD = "_dataset.json"
 _GLOB = re.compile(r"[*?\[]")
-_HIVE = re.compile(r"[^/=]+=[^/]*")
+# Folders that a table format keeps beside its Parquet files, of which only some belong to the current version.
+_TABLES = {
+    "_delta_log": ("Delta", "deltalake's DeltaTable(...).to_pyarrow_dataset(), or its file_uris() as links"),
+    ".hoodie": ("Hudi", "a snapshot query of Spark or hudi-rs"),
+    "metadata": ("Iceberg", "pyiceberg's table.scan().to_arrow(), or the catalog's list of live files as links"),
+}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class SourceFile:
-    """`relative` is the path below the source's root, Hive partitions included; `num_bytes` its size."""
+    """`relative` is the path below the source's root, Hive partitions included; `num_bytes` its size.
+
+    problem: why it can't be read although it should be, such as a link to nowhere; None if nothing is known against it.
+    """
 
     relative: str
     num_bytes: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """The input of a run: files below `root`. `scope` is the part of the root that was asked for."""
+    """The input of a run: files below `root`. `scope` is the part of the root that was asked for.
+
+    passed_over: what lies in the source and is not read, with why. is_pattern: it was named by a glob.
+    """
 
     root: Location
     scope: str
     files: tuple[SourceFile, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    is_pattern: bool = False
 
     def location(self, file: SourceFile) -> Location:
         return self.root / file.relative
@@ -43,47 +66,68 @@ class Source:
 def find_source(source: str) -> Source:
     """List the Parquet files of `source`, in order of their relative names.
 
-    In a folder, files count whose name ends in .parquet, .parq or .pq; names that begin with `_` or `.` are
-    passed over at every level, as Hive and Spark do. A file that is named outright is taken as it is; what a
-    glob matches may have any suffix. In globs `*`, `?` and `[...]` stay within a folder, `**` spans folders.
+    In a folder, files count whose name ends in .parquet, .parq or .pq, in upper or lower case, and those without an
+    ending that begin as Parquet does. Names that begin with `.`, or with `_` and are no partition, are passed over at
+    every level, as Hive and Spark do. A file that is named outright is taken as it is; what a glob matches may have any
+    suffix. What exists under its literal name is no glob. In globs `*`, `?` and `[...]` stay within a folder, `**`
+    spans folders. Links are followed, and a file that several names lead to is taken once.
     Trailing `key=value` folders belong to the relative name: `data/date=2026-11-01` has the root `data`, so
     that a slice of a dataset keeps the names it has in the whole.
 
-    Raises SourceError if there is nothing to read.
+    Raises SourceError if there is nothing to read, or if it is a table of Delta, Iceberg or Hudi.
     """
     # In a URI, `?` begins the query (`s3://bucket/data?region=...`) and is no wildcard.
-    address, mark, query = source.partition("?") if "://" in source else (source, "", "")
-    if (wildcard := _GLOB.search(address)) and not os.path.exists(source):
-        return _find_glob(address, wildcard.start(), mark + query)
+    address, query = query_of(source)
     place = Location.parse(source)
     info = place.info()
     if info.type == pafs.FileType.NotFound:
+        if wildcard := _GLOB.search(address):
+            return _find_glob(address, wildcard.start(), query)
         raise SourceError(f"The source {place} does not exist. Check the path or URI.")
     if info.type == pafs.FileType.File:
-        root, relative = _split_hive(place.path, is_folder=False)
+        root, relative = split_partitions(place.path, is_folder=False)
         return Source(Location(place.filesystem, root), relative, (SourceFile(relative, info.size),))
-    root, scope = _split_hive(place.path, is_folder=True)
-    base = Location(place.filesystem, root)
-    files = _files_below(base, place, lambda relative: relative.endswith(PARQUET_SUFFIXES))
-    if not files:
+    root, scope = split_partitions(place.path, is_folder=True)
+    found = _read_folder(Location(place.filesystem, root), scope, place, None)
+    if not found.files:
+        others = f" ({_counted(found.passed_over)})" if found.passed_over else ""
         raise SourceError(
             f"The source {place} holds no Parquet files: no name below it ends in "
-            f"{', '.join(PARQUET_SUFFIXES)}. Check the path, or name the files with a glob."
+            f"{', '.join(PARQUET_SUFFIXES)}{others}. Check the path, or name the files with a glob."
         )
-    return Source(base, scope, files)
+    return found
 
 
-def partition_values(relative: str) -> dict[str, str]:
-    """The Hive partition columns in a relative name: `date=2026-11-01/part-0.parquet` gives `{date: ...}`."""
-    parts = (part.partition("=") for part in relative.split("/")[:-1] if _HIVE.fullmatch(part))
-    return {key: unquote(value) for key, _, value in parts}
+def refuse_nested(place: Location, output: Location, *, is_pattern: bool = False) -> None:
+    """Raises OutputError if what is written to `output` would lie in a source, or the source lies in the output.
+
+    place: the source. is_pattern: it is the folder above a glob, which may leave the output out.
+    """
+    if place.filesystem.type_name != output.filesystem.type_name:
+        return
+    inner, outer = (_real(each) for each in (output, place))
+    if (inner == outer or inner.startswith(f"{outer}/")) and not is_pattern:
+        raise OutputError(
+            f"The output {output} lies in the source {place}, so that predictions would be read as input. "
+            "Write to a folder beside it."
+        )
+    if outer == inner or outer.startswith(f"{inner}/"):
+        raise OutputError(f"The source {place} lies in the output {output}. Write to a folder beside it.")
+
+
+def _is_output(place: Location) -> bool:
+    """Whether a folder is an output of ours."""
+    try:
+        record = json.loads((place / OUTPUT_RECORD).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == "attnlstm"
 
 
 def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
     fixed = pattern[:wildcard].rpartition("/")[0]
     place = Location.parse((fixed or ("/" if pattern.startswith("/") else ".")) + query)
-    root, scope = _split_hive(place.path, is_folder=True)
-    base = Location(place.filesystem, root)
+    root, scope = split_partitions(place.path, is_folder=True)
     below = f"{scope}/" if scope else ""
     try:
         wanted = pattern[len(fixed) :].lstrip("/")
@@ -92,29 +136,121 @@ def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
         expression = re.compile(re.escape(below) + _glob_expression(wanted))
     except re.error as error:
         raise SourceError(f"The source {pattern} is no valid pattern: {error}.") from None
-    files = _files_below(base, place, lambda relative: bool(expression.fullmatch(relative)))
-    if not files:
-        raise SourceError(f"No file matches the source {pattern}. Check the pattern; ** spans folders.")
-    return Source(base, scope, files)
+    if place.is_folder():
+        found = _read_folder(Location(place.filesystem, root), scope, place, expression)
+        if found.files:
+            return found
+    raise SourceError(f"No file matches the source {pattern}. Check the pattern; ** spans folders.")
 
 
-def _files_below(base: Location, place: Location, wanted: Callable[[str], bool]) -> tuple[SourceFile, ...]:
-    files = []
-    for info in place.walk():
-        visible = not any(part.startswith(("_", ".")) for part in place.relative(info.path).split("/"))
-        relative = base.relative(info.path)
-        if info.type == pafs.FileType.File and visible and wanted(relative):
-            files.append(SourceFile(relative, info.size))
-    return tuple(sorted(files))
+def _read_folder(base: Location, scope: str, place: Location, pattern: re.Pattern[str] | None) -> Source:
+    """The input below a folder. pattern: of relative names; None for all that is Parquet by name or first bytes."""
+    if pattern is None and _is_output(place):
+        raise SourceError(f"The source {place} is an output of attnlstm. Name the input that it was made from.")
+    listing = list_folder(place, follow_again=pattern is not None)
+    below = f"{scope}/" if scope else ""
+    _refuse_tables(base, place, listing.entries)
+    outputs = _outputs(place, listing.entries)
+    passed_over = {below + each.name: each.reason for each in listing.passed_over}
+    files: list[SourceFile] = []
+    unsure: list[SourceFile] = []
+    taken: dict[str, str] = {}
+
+    def pass_over(name: str, reason: str) -> None:
+        passed_over.setdefault(below + name, reason)
+
+    for entry in listing.entries:
+        relative = below + entry.name
+        hidden = hidden_part(entry.name)
+        ours = next((folder for folder in outputs if entry.name.startswith(f"{folder}/")), None)
+        ending = entry.name.rpartition("/")[2].rpartition(".")
+        is_parquet = f".{ending[2].lower()}" in PARQUET_SUFFIXES and bool(ending[1])
+        if pattern is not None and (hidden or not pattern.fullmatch(relative)):
+            continue
+        if ours is not None:
+            pass_over(ours, "an output of attnlstm")
+        elif hidden and (is_parquet or hidden != entry.name) and not hidden.rpartition("/")[2].startswith("."):
+            pass_over(hidden, "its name begins with _")
+        elif hidden:
+            if is_parquet and hidden == entry.name:
+                pass_over(hidden, "its name begins with a dot")
+        elif pattern is None and not is_parquet and ending[1]:
+            pass_over(entry.name, f"its name does not end in {', '.join(PARQUET_SUFFIXES)}")
+        elif entry.real is not None and entry.real in taken:
+            pass_over(entry.name, f"the same file as {taken[entry.real]}")
+        else:
+            if entry.real is not None and entry.problem is None:
+                taken[entry.real] = relative
+            file = SourceFile(relative, entry.num_bytes, entry.problem)
+            (files if pattern or is_parquet or entry.problem else unsure).append(file)
+    for file, problem in zip(unsure, _looks(base, unsure), strict=True):
+        if problem:
+            passed_over[file.relative] = problem
+        else:
+            files.append(file)
+    return Source(
+        base,
+        scope,
+        tuple(sorted(files, key=lambda file: file.relative)),
+        tuple(PassedOver(name, passed_over[name]) for name in sorted(passed_over)),
+        is_pattern=pattern is not None,
+    )
 
 
-def _split_hive(path: str, *, is_folder: bool) -> tuple[str, str]:
-    """(root, rest): rest is the file's name, if it is a file, with the `key=value` folders right above it."""
-    parts = path.split("/")
-    cut = len(parts) if is_folder else len(parts) - 1
-    while cut > 1 and _HIVE.fullmatch(parts[cut - 1]):
-        cut -= 1
-    return "/".join(parts[:cut]) or "/", "/".join(parts[cut:])
+def _looks(base: Location, files: list[SourceFile]) -> Iterator[str]:
+    """Of files without an ending: "" for each that begins as Parquet does, else why it is no input."""
+
+    def look(file: SourceFile) -> str:
+        place = base / file.relative
+        try:
+            with place.filesystem.open_input_stream(place.path) as stream:
+                return "" if bytes(stream.read(len(MAGIC))) == MAGIC else "it is no Parquet file and has no ending"
+        except OSError:
+            return ""  # why it can't be opened is told where it is planned
+
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        yield from pool.map(look, files)
+
+
+def _outputs(place: Location, entries: list[Entry]) -> list[str]:
+    """The folders below `place` that are outputs of ours."""
+    records = (entry.name for entry in entries if entry.name.endswith(f"/{OUTPUT_RECORD}"))
+    return [name.rpartition("/")[0] for name in records if _is_output(place / name.rpartition("/")[0])]
+
+
+def _refuse_tables(base: Location, place: Location, entries: list[Entry]) -> None:
+    """Raises SourceError if Parquet files of several versions of a table lie here, as Delta, Iceberg and Hudi do it."""
+    found = None
+    for entry in entries:
+        parts = entry.name.split("/")
+        for marker in _TABLES:
+            if marker in parts and (marker != "metadata" or entry.name.endswith(".metadata.json")):
+                found = (place / "/".join(parts[: parts.index(marker)]), marker)
+    folder = base.path.rpartition("/")
+    above = [(base, "_delta_log"), (base, ".hoodie")]
+    if folder[2] == "data":  # Iceberg's files are in `data`, beside `metadata`
+        above.append((Location(base.filesystem, folder[0] or "/"), "metadata"))
+    for table, marker in above:
+        if found is None and (table / marker).is_folder():
+            names = [info.base_name for info in (table / marker).walk()] if marker == "metadata" else []
+            if marker != "metadata" or any(name.endswith(".metadata.json") for name in names):
+                found = (table, marker)
+    if found is not None:
+        kind, way = _TABLES[found[1]]
+        raise SourceError(
+            f"{found[0]} is a table of {kind}: its folder has the files of earlier versions and of deleted rows too. "
+            f"Write its current version to a folder of Parquet files and classify that; {way} have it."
+        )
+
+
+def _counted(passed_over: tuple[PassedOver, ...]) -> str:
+    first = passed_over[0]
+    more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+    return f"passed over: {first.name}, {first.reason}{more}"
+
+
+def _real(place: Location) -> str:
+    return os.path.realpath(place.path).rstrip("/") if place.is_local else place.path
 
 
 def _glob_expression(pattern: str) -> str:

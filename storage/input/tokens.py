@@ -15,6 +15,8 @@ import pyarrow.types as pt
 from storage.errors import FileError
 
 ACCEPTED = "binary, string, or a list of integers"
+_NULLS = pa.list_(pa.uint8())
+"""How a column of type null, or of lists of it, is read: pandas and Polars write them where no row has a token."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def check_token_type(column: str, kind: pa.DataType) -> None:
 
 def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
     """Decode a column that `check_token_type` accepts. One chunk of binary whose rows are all usable is not copied."""
+    column = _readable(column)
     is_null = column.is_null().to_numpy()
     values: npt.NDArray[np.integer]
     if _is_bytes(_decoded(column.type)):
@@ -130,7 +133,28 @@ def _reasons(rules: TokenRules) -> pa.StringArray:
     )
 
 
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of an extension type, such as Parquet's JSON, as what it is stored as, and one of nulls as lists."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if pt.is_null(column.type):
+        return pa.chunked_array([pa.nulls(len(column), _NULLS)])
+    if _is_list(column.type) and pt.is_null(column.type.value_type):
+        return pa.chunked_array([_lists_of_nulls(chunk) for chunk in column.chunks], _NULLS)
+    return column
+
+
+def _lists_of_nulls(lists: pa.Array) -> pa.ListArray:
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.nulls(offsets[-1].as_py(), pa.uint8()), mask=lists.is_null())
+
+
 def _decoded(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pt.is_null(kind):
+        return _NULLS
     return kind.value_type if pt.is_dictionary(kind) else kind
 
 
@@ -152,8 +176,15 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_integer_list(kind: pa.DataType) -> bool:
+    if not _is_list(kind):
+        return False
+    element = _decoded(kind.value_type)
+    return bool(pt.is_integer(element) or pt.is_null(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
     lists = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
-    return any(check(kind) for check in lists) and pt.is_integer(_decoded(kind.value_type))
+    return any(check(kind) for check in lists)
 
 
 def _from_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

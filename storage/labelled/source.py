@@ -5,6 +5,7 @@ tasks in place of the rows. Files are read one piece at a time. Tokens are gathe
 file; everything else takes some 40 bytes a row.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress, pairwise
@@ -18,11 +19,12 @@ import pyarrow.types as pt
 
 from storage.errors import FileError, SourceError
 from storage.footers import read_footer
-from storage.input.columns import Columns, require_column
+from storage.input.columns import Columns, find_column, require_column
+from storage.input.hive import partition_values
 from storage.input.partitions import DateRange
 from storage.input.reading import read_shard
 from storage.input.shards import Shard, ShardLimits, plan_shards
-from storage.input.sources import Source, SourceFile, find_source, partition_values
+from storage.input.sources import Source, SourceFile, find_source
 from storage.input.tokens import TokenRules, decode_tokens
 from storage.labelled.rows import MEMORY_BYTES, SIDES, LabelledRows, TokenSpool, without_small_classes
 from storage.labelled.split import SPLIT_NAMES, hash_keys, splits_of_hashes
@@ -121,7 +123,10 @@ def _find(sources: list[str], dates: DateRange) -> tuple[list[Source], str | Non
     for each in found:
         files: list[SourceFile] = []
         for file in each.files:
-            if dates.includes(file.relative, first) and (path := str(each.location(file))) not in seen:
+            place = each.location(file)
+            # A link may lead to a file that another source has.
+            path = os.path.realpath(place.path) if place.is_local else str(place)
+            if dates.includes(file.relative, first) and path not in seen:
                 seen.add(path)
                 files.append(file)
         chosen.append(replace(each, files=tuple(files)))
@@ -162,18 +167,17 @@ class _Reader:
 
     def _read_file(self, root: Location, shard: Shard) -> "Iterator[_Part]":
         schema = read_footer(root / shard.file).schema
-        group_column = self._group_column if self._group_column in schema.names else None
+        group_column = self._group_column if find_column(schema, self._group_column) else None
         partitions = partition_values(shard.file)
         names = [self._tokens_column, *([group_column] if group_column else [])]
         if self._label_column not in partitions:
-            require_column(schema, self._label_column, "label_column")
-            _check_label_type(schema.field(self._label_column))
+            _check_label_type(require_column(schema, self._label_column, "label_column"))
             names.append(self._label_column)
         first_row = 0
         for table in read_shard(root, shard, list(dict.fromkeys(names))):
             if self._label_column in partitions:
                 value = partitions[self._label_column]
-                labels: pa.ChunkedArray = pa.chunked_array([pa.repeat(value, table.num_rows)])
+                labels: pa.ChunkedArray = pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), table.num_rows)])
             else:
                 labels = table[self._label_column]
             groups = table[group_column].to_pylist() if group_column else [None] * table.num_rows

@@ -1,11 +1,12 @@
 """Reading an output back as Polars lazy frames, for notebooks and reports."""
 
+import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import polars as pl
 
 from storage.errors import OutputError
-from storage.locations import without_credentials
+from storage.locations import Location, without_credentials
 from storage.output.layout import ATTENTION, PREDICTIONS
 
 
@@ -47,7 +48,7 @@ def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
     Both take credentials from the environment; what an S3 URI itself says is said in other words to Polars.
     """
     if not output.startswith("s3://"):
-        return output, None
+        return _literal(Location.parse(output).path if _is_local(output) else output), None
     parts = urlsplit(output)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     options = {}
@@ -60,4 +61,13 @@ def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
         scheme = query.get("scheme", "https")
         options["aws_endpoint_url"] = f"{scheme}://{query['endpoint_override']}"
         options["aws_allow_http"] = str(scheme == "http").lower()
-    return unquote(without_credentials(output)), options or None
+    return _literal(unquote(without_credentials(output))), options or None
+
+
+def _is_local(output: str) -> bool:
+    return "://" not in output or output.startswith("file://")
+
+
+def _literal(address: str) -> str:
+    """The address as a pattern that means itself."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", address)

@@ -22,13 +22,13 @@ from storage.errors import FileError, OutputError
 from storage.footers import read_footer
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
+from storage.input.sources import OUTPUT_RECORD
 from storage.locations import Location
 from storage.locks import Hold
 from storage.registry.checkpoints import CheckpointId
 
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
-_DATASET = "_dataset.json"
 # What else than settings the record holds.
 _HEAD = ("format", "format_version", "source")
 
@@ -190,7 +190,7 @@ class Output:
         Raises OutputError if the record is damaged.
         """
         try:
-            recorded = _parse(root, (root / _DATASET).read_bytes())
+            recorded = _parse(root, (root / OUTPUT_RECORD).read_bytes())
         except FileNotFoundError:
             return {}
         return {name: value for name, value in recorded.items() if name not in _HEAD}
@@ -203,11 +203,11 @@ class Output:
         if place.type == pafs.FileType.File:
             raise OutputError(f"The output {self.root} is a file; an output is a folder.")
         try:
-            content = (self.root / _DATASET).read_bytes()
+            content = (self.root / OUTPUT_RECORD).read_bytes()
         except FileNotFoundError:
             if any((self.root / folder).is_folder() for folder in (PREDICTIONS, ATTENTION)):
                 raise OutputError(
-                    f"The output {self.root} has predictions but no {_DATASET}, so what made them can't be told. "
+                    f"The output {self.root} has predictions but no {OUTPUT_RECORD}, so what made them can't be told. "
                     "Write to another folder."
                 ) from None
             return
@@ -219,7 +219,7 @@ class Output:
         """Record what this output is, in `_dataset.json`. Raises as `check` does."""
         self.check(source)
         record = json.dumps(self._record(source), indent=2) + "\n"
-        (self.root / _DATASET).write_bytes(record.encode())
+        (self.root / OUTPUT_RECORD).write_bytes(record.encode())
 
     def _record(self, source: str) -> dict[str, Any]:
         return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
@@ -233,7 +233,7 @@ def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str,
     lines = [f"  {key}: {there.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
     advice = "Write to another folder, or ask for what is there."
     if differing == ["source"]:
-        advice = f"Write to another folder; or, if the input has only moved, correct `source` in {_DATASET}."
+        advice = f"Write to another folder; or, if the input has only moved, correct `source` in {OUTPUT_RECORD}."
     raise OutputError("\n".join([f"The output {root} was made differently:", *lines, advice]))
 
 
@@ -241,9 +241,9 @@ def _parse(root: Location, content: bytes) -> dict[str, Any]:
     try:
         recorded = json.loads(content)
     except ValueError as error:
-        raise OutputError(f"{root / _DATASET} is damaged ({error}). Restore it or write elsewhere.") from None
+        raise OutputError(f"{root / OUTPUT_RECORD} is damaged ({error}). Restore it or write elsewhere.") from None
     if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
-        raise OutputError(f"{root / _DATASET} does not describe an attnlstm output. Write elsewhere.")
+        raise OutputError(f"{root / OUTPUT_RECORD} does not describe an attnlstm output. Write elsewhere.")
     return recorded
 
 

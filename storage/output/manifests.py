@@ -7,11 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from storage.input.sources import PassedOver
 from storage.locations import Location
 from storage.output.layout import RUNS
 
 # Enough to find out what is wrong with a file; every such row has its error in the output.
 FIRST_ERRORS = 5
+FIRST_PASSED_OVER = 100
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class RunManifest:
 
     evaluation: accuracy and macro-F1 against the label column, where one was named. drift: how far the rows that
     were scored are from those that the checkpoint was measured on, where its card says what these looked like.
+    passed_over: files and folders of the source that are not read, the first FIRST_PASSED_OVER of `num_passed_over`.
+    notes: what is worth a word although nothing failed.
     """
 
     run_id: str
@@ -70,6 +74,9 @@ class RunManifest:
     failures: tuple[FailureRecord, ...] = ()
     evaluation: dict[str, float] | None = None
     drift: dict[str, Any] | None = None
+    passed_over: tuple[PassedOver, ...] = ()
+    num_passed_over: int = 0
+    notes: tuple[str, ...] = ()
     totals: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +116,8 @@ def read_manifest(output: Location, run_id: str) -> RunManifest | None:
     del fields["totals"]
     fields["shards"] = tuple(ShardRecord(**shard) for shard in fields["shards"])
     fields["failures"] = tuple(FailureRecord(**failure) for failure in fields["failures"])
+    fields["passed_over"] = tuple(PassedOver(**each) for each in fields.get("passed_over", ()))
+    fields["notes"] = tuple(fields.get("notes", ()))
     return RunManifest(**fields)
 
 

@@ -85,7 +85,7 @@ def find_orphans(plan: OutputPlan) -> tuple[Removable, ...]:
         if file and _is_one_file(source) and file != source.scope:
             continue  # of another input, whose name looks like a shard of this one
         reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
-        if reason == "superseded" or not plan.is_pattern:
+        if reason == "superseded" or not plan.source.is_pattern:
             found.append(Removable(path, reason, file, num_bytes))
     return tuple(sorted(found))
 

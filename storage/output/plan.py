@@ -4,7 +4,6 @@ Owns finding the two, cutting the input into shards, and comparing these with wh
 itself is read, never a log of runs. Knows nothing about scoring, nor about files that no input accounts for.
 """
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Literal
 from storage.errors import OutputError
 from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard, UnreadableFile, plan_shards
-from storage.input.sources import Source, find_source
+from storage.input.sources import Source, find_source, refuse_nested
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings, Stamp, read_stamp
 from storage.registry.checkpoints import CheckpointId
@@ -35,13 +34,13 @@ class Pending:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """An input, cut into shards with the settings of its output. is_pattern: the input was named by a glob."""
+    """An input, cut into shards with the settings of its output. notes: what is worth a word, though nothing fails."""
 
     source: Source
     output: Output
     shards: tuple[Shard, ...]
     unreadable: tuple[UnreadableFile, ...]
-    is_pattern: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -96,11 +95,11 @@ def plan_output(source: str, output: Output) -> OutputPlan:
     Raises SourceError if there is no input, OutputError if the output was made otherwise, or from another input.
     """
     found = find_source(source)
+    refuse_nested(found.root / found.scope, output.root, is_pattern=found.is_pattern)
+    output.settings.columns.refuse_partitions(file.relative for file in found.files)
     output.check(str(found.root))
-    address = source.partition("?")[0] if "://" in source else source
-    is_pattern = any(wildcard in address for wildcard in "*?[") and not os.path.exists(source)
     cut = plan_shards(found, output.settings.columns, output.settings.limits)
-    return OutputPlan(found, output, cut.shards, cut.unreadable, is_pattern)
+    return OutputPlan(found, output, cut.shards, cut.unreadable, cut.notes)
 
 
 def existing_output(output: str) -> Output:

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from storage.errors import FileError, first_line
 from storage.input.columns import PREDICTION_COLUMNS
+from storage.input.hive import partition_values
 from storage.input.shards import Shard
-from storage.input.sources import partition_values
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp

@@ -128,7 +128,7 @@ def test_integer_ids_are_carried_through_and_rows_without_an_id_are_numbered_in_
     source, output = tmp_path / "source", tmp_path / "output"
     source.mkdir()
     tokens = [b"0123", b"abc", b"456"]
-    pq.write_table(pa.table({"key": [900, 7, 7], "tokens": tokens}), source / "numbered.parquet")
+    pq.write_table(pa.table({"id": [900, 7, 7], "tokens": tokens}), source / "numbered.parquet")
     lists = pa.array([list(row) for row in tokens], pa.list_(pa.int32()))
     pq.write_table(pa.table({"tokens": lists}), source / "unnumbered.parquet", row_group_size=1)
 
@@ -136,7 +136,6 @@ def test_integer_ids_are_carried_through_and_rows_without_an_id_are_numbered_in_
         str(source),
         str(output),
         checkpoint=str(untrained["additive"]),
-        id_column="key",
         shard_rows=2,
         return_state=True,
     )

@@ -1,13 +1,14 @@
 """What users type becomes a place, and a file appears there whole or not at all."""
 
 import os
+import re
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
 from storage.errors import SourceError
-from storage.locations import Location, as_uri, holds_credentials, without_credentials
+from storage.locations import Location, as_uri, below, holds_credentials, without_credentials
 
 
 @pytest.fixture
@@ -84,6 +85,24 @@ def test_places_without_credentials_are_not_taken_for_more(typed: str, shown: st
 def test_links_to_places_have_no_bare_spaces_or_brackets() -> None:
     assert as_uri("/out (1)/a=b") == "file:///out%20%281%29/a%3Db"
     assert as_uri("s3://bucket/out (1)/a.json") == "s3://bucket/out%20%281%29/a.json"
+
+
+@pytest.mark.parametrize("name", ["h=Brand#21", "a b", "a%3Ab", "a+b", "a?b", "a[1]*", "é", "100%"])
+def test_names_become_part_of_a_uri_and_come_out_of_it_as_they_were(name: str) -> None:
+    assert Location.parse(below("file:///data?region=x", name)).path == f"/data/{name}"
+    assert Location.parse(below("/data", name)).path == f"/data/{name}"
+    assert Location.parse(as_uri(f"/data/{name}")).path == f"/data/{name}"
+    if "?" not in name and not re.search("%[0-9A-F]{2}", name):
+        assert Location.parse(f"file:///data/{name}").path == f"/data/{name}"
+
+
+def test_long_names_have_temporary_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("x" * 247 + ".parquet", "é" * 123 + ".parquet"):
+        place = Location.parse(tmp_path) / name
+        with place.replacing() as temporary:
+            temporary.write_bytes(b"content")
+            assert len(temporary.name.encode()) < 255
+        assert place.read_bytes() == b"content"
 
 
 def test_paths_below_the_root_folder_have_no_empty_part() -> None:

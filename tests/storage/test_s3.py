@@ -25,10 +25,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import FileError, RegistryError, SourceError
+from storage.errors import FileError, OutputError, RegistryError, SourceError
+from storage.input.columns import Columns
+from storage.input.partitions import PartitionRange
 from storage.input.reading import read_shard
-from storage.input.shards import Shard, plan_shards
-from storage.input.sources import Source, SourceFile, find_source
+from storage.input.shards import Shard, ShardLimits, plan_shards
+from storage.input.sources import Source, SourceFile, find_source, refuse_nested
 from storage.locations import Location
 from storage.output.frames import open_attention, open_predictions
 from storage.output.layout import AttentionSaving, Output, OutputSettings
@@ -160,6 +162,29 @@ def test_source_is_a_folder_a_slice_a_file_or_a_glob(path: str, names: list[str]
     assert found.root == data
 
 
+def test_any_name_in_a_bucket_is_found_by_the_uri_of_its_folder(s3: Callable[[str], str]) -> None:
+    root = Location.parse(s3("data"))
+    for value in ("Brand#21", "Brand", "a b", "a%3Ab", "a+b", "a?b", "é"):
+        (root / f"h={value}/a.parquet").write_bytes(parquet(10, row_group_size=10))
+    (root / "h=1/_SUCCESS").write_bytes(b"")
+    (root / "out/_dataset.json").write_bytes(b'{"format": "attnlstm"}')
+    (root / "out/predictions/h=9/a.parquet").write_bytes(b"")
+    (root / "h=1/_temporary/b.parquet").write_bytes(b"")
+    partitions = PartitionRange("h").find(s3("data"))
+    assert {each.value for each in partitions} == {"Brand#21", "Brand", "a b", "a:b", "a+b", "a?b", "é"}
+    for each in partitions:
+        found = find_source(each.place)
+        assert [file.relative for file in found.files] == [f"{each.name}/a.parquet"]
+        assert not plan_shards(found, Columns(), ShardLimits()).unreadable
+    passed_over = find_source(s3("data")).passed_over
+    assert [each.name for each in passed_over] == ["h=1/_temporary", "out"]
+    with pytest.raises(OutputError, match="lies in the source"):
+        refuse_nested(root, Location.parse(s3("data/out")))
+    (root / "t/_delta_log/0.json").write_bytes(b"{}")
+    with pytest.raises(SourceError, match="data/t is a table of Delta"):
+        find_source(s3("data"))
+
+
 def test_folder_is_there_as_long_as_something_is_in_it(s3: Callable[[str], str]) -> None:
     root = Location.parse(s3("root"))
     assert not root.is_folder()
@@ -178,7 +203,7 @@ def test_credentials_in_a_uri_are_used_and_never_shown(s3: Callable[[str], str])
     with pytest.raises(SourceError) as nothing:
         find_source(uri)
     with pytest.raises(SourceError) as misspelt:
-        Location.parse(uri.replace("data", "da ta"))
+        Location.parse(uri.replace("data", "da ta") + "&no_such_option=1")
     for message in (str(nothing.value), str(misspelt.value), str(Location.parse(uri))):
         assert "KEY" not in message
         assert "SECR" not in message

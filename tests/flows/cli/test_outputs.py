@@ -287,3 +287,26 @@ class TestPrune:
         assert (by_glob.code, of_another.code) == (DONE, FAILED)
         assert "source:" in of_another.err
         assert (output / "predictions" / PART).exists()
+
+
+def test_plan_tells_what_is_passed_over_and_what_might_be_meant(
+    dataset_copy: Path, untrained_registry: Path, tmp_path: Path, attnlstm: Run
+) -> None:
+    (dataset_copy / "notes.txt").write_text("x")
+    (dataset_copy / "latest").symlink_to("date=2026-11-01")
+    (dataset_copy / "gone.parquet").symlink_to("nowhere")
+    pq.write_table(pa.table({"ID": [1], "tokens": [b"a"]}), dataset_copy / "other.parquet")
+    run = attnlstm("plan", str(dataset_copy), str(tmp_path / "new"), "--registry", str(untrained_registry))
+    for line in (
+        "unreadable gone.parquet: a link to nowhere, which does not exist or can't be reached",
+        "passed over latest: a link to date=2026-11-01, which is read without it",
+        "passed over notes.txt: its name does not end in .parquet, .parq, .pq",
+        "note 1 file has a column 'ID' and none called 'id', so ids are row numbers; --id-column ID takes it",
+    ):
+        assert line in " ".join(run.out.split())
+
+
+def test_output_within_the_source_is_refused(dataset_copy: Path, untrained_registry: Path, attnlstm: Run) -> None:
+    run = attnlstm("plan", str(dataset_copy), str(dataset_copy / "out"), "--registry", str(untrained_registry))
+    assert run.code != DONE
+    assert "so that predictions would be read as input" in " ".join(run.err.split())

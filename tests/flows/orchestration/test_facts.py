@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.orchestration.facts import describe_drift, describe_estimate, first_errors, run_facts
+from storage.input.sources import PassedOver
 from storage.output.manifests import FIRST_ERRORS, RunManifest
 
 
@@ -79,3 +80,13 @@ def test_first_errors_are_positions_in_the_input_file_whatever_the_shards(
     found = first_errors(run.manifest)
     assert found["tokens are null"] == [("a.parquet", row) for row in (0, 1100, 1400, 2390, 2391)]
     assert len(found["tokens are null"]) == FIRST_ERRORS
+
+
+def test_names_that_are_passed_over_are_counted_and_the_first_of_them_told(plain_manifest: RunManifest) -> None:
+    passed_over = tuple(PassedOver(f"{number}.txt", "its name") for number in range(7))
+    facts = run_facts(replace(plain_manifest, passed_over=passed_over, num_passed_over=9, notes=("a note",)))
+    assert facts["passed over"] == (
+        "9 names of the source: 0.txt (its name), 1.txt (its name), 2.txt (its name), 3.txt (its name), "
+        "4.txt (its name) and 4 more"
+    )
+    assert facts["note"] == "a note"

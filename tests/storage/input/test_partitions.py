@@ -7,6 +7,7 @@ import pytest
 
 from storage.errors import SourceError
 from storage.input.partitions import DateRange, PartitionRange
+from storage.input.sources import find_source
 
 
 @pytest.fixture
@@ -79,9 +80,116 @@ def test_unknown_column_is_named_with_those_that_are_there(folder: Path) -> None
         PartitionRange("day", "2026-11-01", "2026-11-03").find(str(folder))
 
 
-def test_range_that_ends_before_it_starts_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"ends with date=2026-11-01, before it starts with 2026-11-04\. Swap"):
-        PartitionRange(start="2026-11-04", end="2026-11-01")
+@pytest.mark.parametrize(("start", "end"), [("2026-11-04", "2026-11-01"), ("2026-11-4", "2026-11-03T23:59")])
+def test_range_that_ends_before_it_starts_is_refused(folder: Path, start: str, end: str) -> None:
+    with pytest.raises(SourceError, match=rf"ends with date={end}, before it starts with {start}\. Swap start and end"):
+        PartitionRange(start=start, end=end).find(str(folder))
+
+
+@pytest.mark.parametrize("names", ["1 2 3 10 11 12", "01 02 03 10 11 12", "-1 1 1.5 10 100"])
+def test_a_number_does_not_include_what_begins_with_its_digits(tmp_path: Path, names: str) -> None:
+    source = _make(tmp_path, *(f"month={name}" for name in names.split()))
+    (found,) = PartitionRange("month", "1", "1").find(source)
+    assert int(found.value) == 1
+
+
+def test_a_word_does_not_include_what_begins_with_its_letters(tmp_path: Path) -> None:
+    source = _make(tmp_path, "run=v1", "run=v10", "run=v2")
+    assert [each.value for each in PartitionRange("run", "v1", "v1").find(source)] == ["v1"]
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        ("2026-11-01", "2026-11-02"),
+        ("2026-11-1", "2026-11-2"),
+        ("2026-11-01T00:00:00", "2026-11-02T00:00:00"),
+        ("20261101", "2026-11-02 00:00"),
+        ("2026-11-01T01:00+01:00", "2026/11/02"),
+    ],
+)
+@pytest.mark.parametrize(
+    "spelling", ["2026-11-{:02d}", "2026-11-{}", "202611{:02d}", "2026-11-{:02d} 00%3A00%3A00", "2026-11-{:02d}T00Z"]
+)
+def test_dates_and_times_are_read_in_any_common_spelling(
+    tmp_path: Path, spelling: str, bounds: tuple[str, str]
+) -> None:
+    names = [f"date={spelling.format(day)}" for day in (1, 2, 3, 10)]
+    found = PartitionRange("date", *bounds).find(_make(tmp_path, *names))
+    assert [each.name for each in found if each.exists] == names[:2]
+
+
+def test_a_month_has_all_of_its_days_on_both_sides_of_a_range(tmp_path: Path) -> None:
+    source = _make(tmp_path, "date=2026-10", "date=2026-11-01", "date=2026-11-30", "date=2026-12-01", "date=2026-12")
+    found = PartitionRange("date", "2026-11", "2026-11").find(source)
+    assert [each.value for each in found] == ["2026-11-01", "2026-11-30"]
+    found = PartitionRange("date", "2026-10-31", "2026-11-01").find(source)
+    assert [each.value for each in found] == ["2026-10", "2026-11-01"]
+
+
+@pytest.mark.parametrize(
+    ("values", "start", "message"),
+    [
+        (["2026-11-01"], "soon", r"^start=soon can't be read as a date or time, .* of part are, such as 2026-11-01\.$"),
+        (["2026-11-01"], "2026-13-01", "^start=2026-13-01 can't be read as a date or time"),
+        (["7", "8"], "2026-11-01", "^start=2026-11-01 can't be read as a number"),
+    ],
+)
+def test_bound_that_is_not_of_the_partitions_kind_is_said_so(
+    tmp_path: Path, values: list[str], start: str, message: str
+) -> None:
+    source = _make(tmp_path, *(f"part={value}" for value in values))
+    with pytest.raises(SourceError, match=message):
+        PartitionRange("part", start).find(source)
+
+
+def test_partitions_that_no_range_can_include_are_named(tmp_path: Path) -> None:
+    source = _make(tmp_path, "date=2026-11-01", "date=latest", "date=__HIVE_DEFAULT_PARTITION__", "date=2026-11-02")
+    found = PartitionRange(start="2026-11-02").find(source)
+    assert [(each.name, each.why_not) for each in found] == [
+        ("date=2026-11-02", ""),
+        ("date=__HIVE_DEFAULT_PARTITION__", "date is null, so no range can include it"),
+        ("date=latest", "date is 'latest', so no range can include it"),
+    ]
+    assert len([each for each in PartitionRange().find(source) if each.exists]) == 4
+
+
+@pytest.mark.parametrize("column", ["date", "year,month,day"])
+@pytest.mark.parametrize("hours", [[""], ["/hour=0", "/hour=23"]])
+def test_year_month_and_day_are_one_date(tmp_path: Path, column: str, hours: list[str]) -> None:
+    days = [(11, 27), (11, 28), (11, 30), (12, 1), (12, 3), (12, 4)]
+    source = _make(tmp_path, *(f"year=2026/month={month}/day={day}{hour}" for month, day in days for hour in hours))
+    found = PartitionRange(column, "2026-11-28", "2026-12-03").find(source)
+    assert [(each.value, each.exists) for each in found] == [
+        ("2026-11-28", True),
+        ("2026-11-29", False),
+        ("2026-11-30", True),
+        ("2026-12-01", True),
+        ("2026-12-02", False),
+        ("2026-12-03", True),
+    ]
+    assert found[3].place == f"{source}/year=2026/month=12/day=1"
+
+
+def test_the_hours_of_a_date_may_be_a_partition_of_the_range(tmp_path: Path) -> None:
+    source = _make(tmp_path, *(f"date=2026-11-0{day}/hour={hour}" for day in (1, 2) for hour in (5, 14)))
+    found = PartitionRange("date,hour", "2026-11-01T14", "2026-11-02 05:00").find(source)
+    assert [each.name for each in found] == ["date=2026-11-01/hour=14", "date=2026-11-02/hour=5"]
+
+
+@pytest.mark.parametrize("value", ["Brand%2321", "a b", "a%253Ab", "a+b", "a%3Fb", "[1]", "é"])
+def test_places_of_a_uri_are_uris_of_the_same_folders(tmp_path: Path, value: str) -> None:
+    source = _make(tmp_path / "s", f"h={value}", "h=Brand")
+    by_path, by_uri = PartitionRange("h").find(source), PartitionRange("h").find(f"file://{source}")
+    assert [(each.name, each.value) for each in by_uri] == [(each.name, each.value) for each in by_path]
+    for one, other in zip(by_uri, by_path, strict=True):
+        found, expected = find_source(one.place), find_source(other.place)
+        assert (found.root.path, found.files) == (expected.root.path, expected.files)
+
+
+def test_a_pattern_has_no_range(folder: Path) -> None:
+    with pytest.raises(SourceError, match="is a pattern; a range of partitions is of a folder"):
+        PartitionRange().find(f"{folder}/date=*/*/*")
 
 
 FILES = [f"date=2026-11-{day:02d}/part-0.parquet" for day in (1, 2, 5, 20)]
@@ -116,6 +224,19 @@ def test_file_without_a_date_is_in_no_bounded_range() -> None:
     files = [*FILES, "part-0.parquet", "date=__HIVE_DEFAULT_PARTITION__/part-0.parquet"]
     assert chosen(DateRange(window="9w"), files) == FILES
     assert chosen(DateRange(), files) == files
+
+
+@pytest.mark.parametrize("partition", ["date", "year,month,day"])
+def test_year_month_and_day_are_the_date_of_a_file(partition: str) -> None:
+    files = [f"year=2026/month={month}/day={day}/x.parquet" for month, day in ((9, 30), (11, 1), (11, 9), (12, 1))]
+    assert chosen(DateRange(partition, since=date(2026, 11, 9)), files) == files[2:]
+    assert chosen(DateRange(partition, window="31d"), files) == files[1:]
+
+
+def test_times_and_months_count_by_their_last_day() -> None:
+    files = ["date=2026-10/x.parquet", "date=2026-11-01 00%3A00%3A00/x.parquet", "date=20261102/x.parquet"]
+    assert chosen(DateRange(since=date(2026, 10, 31)), files) == files
+    assert chosen(DateRange(since=date(2026, 11, 1)), files) == files[1:]
 
 
 def test_another_partition_may_hold_the_date() -> None:

@@ -144,3 +144,30 @@ def test_flipped_bits_end_in_a_message_or_in_as_many_rows(codec: str, kind: pa.D
             assert sum(table.num_rows for table in read) == shard.num_rows
             for table in read:
                 assert len(decode_tokens(table["tokens"], TokenRules()).usable) == table.num_rows
+
+
+def test_fields_of_structs_are_columns_and_null_where_a_struct_is(data: Path) -> None:
+    event = pa.struct({"n": pa.int8(), "tokens": pa.binary(), "at": pa.struct({"site": pa.string()})})
+    rows = [{"n": 1, "tokens": b"ab", "at": {"site": "x"}}, None, {"n": 2, "tokens": None, "at": None}]
+    pq.write_table(pa.table({"event": pa.array(rows, event), "event.n": ["own", "own", "own"]}), data / "a.parquet")
+    pq.write_table(pa.table({"event": pa.array([], event), "event.n": pa.array([], pa.string())}), data / "b.parquet")
+    columns = Columns("event.tokens", "event.n", ("event.at.site",))
+    found = find_source(str(data))
+    first, second = plan_shards(found, columns, ShardLimits()).shards
+    (table,) = read_shard(found.root, first, columns)
+    assert table.to_pydict() == {
+        "event.tokens": [b"ab", None, None],
+        "event.at.site": ["x", None, None],
+        "event.n": ["own", "own", "own"],
+    }
+    (empty,) = read_shard(found.root, second, columns)
+    assert (empty.schema.names, empty.num_rows) == (table.schema.names, 0)
+
+
+def test_id_may_be_a_partition(put: Callable[..., Path], data: Path) -> None:
+    put("site=a%20b/a.parquet")
+    put("site=__HIVE_DEFAULT_PARTITION__/a.parquet", [])
+    found, columns = find_source(str(data)), Columns(id="site")
+    read = [list(read_shard(found.root, shard, columns)) for shard in plan_shards(found, columns, ShardLimits()).shards]
+    assert [table["site"].to_pylist() for (table,) in read] == [[], ["a b", "a b"]]
+    assert {str(table["site"].type) for (table,) in read} == {"string"}

@@ -89,6 +89,15 @@ def test_unreadable_files_are_told_and_the_others_planned(put: Callable[..., Pat
     }
 
 
+def test_column_that_might_be_the_id_is_said(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", ID=[1, 2])
+    put("b.parquet", id=[1, 2])
+    put("c.parquet", ID=[1, 2])
+    assert plan(data).notes == (
+        "2 files have a column 'ID' and none called 'id', so ids are row numbers; --id-column ID takes it",
+    )
+
+
 def test_file_that_vanished_after_listing_is_unreadable(put: Callable[..., Path], data: Path) -> None:
     put("a.parquet")
     gone = put("b.parquet")

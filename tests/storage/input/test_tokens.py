@@ -183,6 +183,34 @@ def test_binary_without_unusable_rows_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(
+    ("array", "rows"),
+    [
+        (pa.nulls(2), [None, None]),
+        (pa.array([[], None, [None, None]], pa.list_(pa.null())), [[], None, [None, None]]),
+        (pa.array([[], None], pa.large_list(pa.null())), [[], None]),
+        (pa.array([[None, None], None], pa.list_(pa.null(), 2)), [[None, None], None]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_columns_of_nulls_are_rows_with_an_error(array: pa.Array, rows: list[Sequence]) -> None:
+    check_token_type("tokens", array.type)
+    column = pa.chunked_array([array, array.slice(1)])
+    assert decoded(decode_tokens(column, TokenRules())) == reference(rows + rows[1:], TokenRules())
+
+
+def test_extension_types_are_read_as_what_they_are_stored_as() -> None:
+    texts = pa.array(['{"a": 1}', None, "[]"])
+    for storage in (texts, texts.cast(pa.large_string()), texts.cast(pa.string_view())):
+        column = pa.ExtensionArray.from_storage(pa.json_(storage.type), storage)
+        check_token_type("tokens", column.type)
+        expected = reference([as_tokens(text) for text in texts.to_pylist()], TokenRules())
+        assert decoded(decode_tokens(pa.chunked_array([column]), TokenRules())) == expected
+    uuids = pa.array([bytes(range(16)), None], pa.uuid())
+    expected = reference([list(range(16)), None], TokenRules())
+    assert decoded(decode_tokens(pa.chunked_array([uuids]), TokenRules())) == expected
+
+
+@pytest.mark.parametrize(
     ("known", "dtype"), [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)]
 )
 def test_list_values_come_in_the_narrowest_type_that_holds_the_vocabulary(known: int, dtype: type) -> None:
@@ -216,7 +244,6 @@ def test_column_without_rows_or_chunks(kind: pa.DataType) -> None:
     [
         pa.int64(),
         pa.float32(),
-        pa.null(),
         pa.list_(pa.float32()),
         pa.list_(pa.string()),
         pa.list_(pa.list_(pa.int8())),

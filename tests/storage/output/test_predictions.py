@@ -23,6 +23,7 @@ from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import Source
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
+from storage.output.frames import open_attention, open_predictions
 from storage.output.layout import AttentionSaving, Output, OutputSettings, read_stamp
 from storage.output.predictions import top_weights, write_shard
 from storage.registry.checkpoints import CheckpointId
@@ -249,14 +250,6 @@ def test_rows_without_ids_are_known_by_their_position_in_the_file(
     ]
 
 
-def test_kept_columns_may_have_the_names_of_attentions_columns(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", TOKENS[:2], weights=["heavy", "light"], positions=[{"x": 1}, {"x": 2}])
-    score(data, with_settings(output, columns=Columns(keep=("weights", "positions"))))
-    assert predictions(output, "a.parquet")["weights"].to_pylist() == ["heavy", "light"]
-
-
 def test_exception_in_the_block_leaves_no_file(
     data: Path,
     output: Output,
@@ -420,6 +413,15 @@ def test_polars_reads_the_output(partitioned: Output) -> None:
     assert weights.schema == {"id": pl.Int64, "weights": pl.List(pl.Float32)}
 
 
+@pytest.mark.parametrize("name", ["o[1]", "a*b", "q?", "a b%3A#"])
+def test_polars_reads_an_output_of_any_name(name: str, partitioned: Output, tmp_path: Path) -> None:
+    folder = shutil.copytree(partitioned.root.path, tmp_path / name)
+    expected = open_predictions(partitioned.root.path).collect()
+    for place in (str(folder), folder.as_uri()):
+        assert open_predictions(place).collect().equals(expected)
+        assert open_attention(place).collect().height == expected.height
+
+
 def test_pandas_reads_the_output(partitioned: Output) -> None:
     frame = pd.read_parquet(f"{partitioned.root.path}/predictions")
     assert frame["id"].tolist() == list(range(1, 9))
@@ -462,3 +464,14 @@ def test_weights_that_are_not_numbers_stay_in_their_rows() -> None:
     positions, _, offsets = top_weights(weights, np.array([0, 2, 4]), 1)
     assert positions.tolist() == [1, 1]
     assert offsets.tolist() == [0, 1, 2]
+
+
+def test_ids_and_kept_columns_of_json_and_uuid_are_carried_through(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    texts = pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array(['{"a": 1}', "[]"]))
+    put("a.parquet", texts, id=pa.array([bytes(range(16)), None], pa.uuid()), note=texts)
+    score(data, with_settings(output, columns=Columns(keep=("note",))))
+    table = predictions(output, "a.parquet")
+    assert (table["num_tokens"].to_pylist(), table["note"].to_pylist()) == ([8, 2], ['{"a": 1}', "[]"])
+    assert table["id"][1].as_py() is None
