@@ -126,7 +126,11 @@ class ScoringOutcome:
 def score_all(
     job: ScoringJob, pending: Sequence[Pending], workers: Workers, loaded: LoadedCheckpoint | None
 ) -> ScoringOutcome:
-    """Score the pending shards in task runs, side by side. loaded: as in `score_shards`."""
+    """Score the pending shards in task runs, side by side.
+
+    loaded: the job's checkpoint, if this process has it ready. It is handed to threads, and never to another process.
+    """
+    loaded = loaded if workers.in_process else None
     started = time.perf_counter()
     job = replace(job, threads=workers.threads)
     outcome = ScoringOutcome(workers.at_once, loaded.describe() if loaded else "")
