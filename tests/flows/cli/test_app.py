@@ -94,7 +94,7 @@ def test_classify_with_a_broken_file_ends_failed_and_names_it(classify: Run, dat
     ("words", "texts"),
     [
         ("plan {folder}/nowhere", ("The source {folder}/nowhere does not exist. Check the path or URI.",)),
-        ("plan {data} --keep score", ("score, which the predictions have as a column of their own", "Rename")),
+        ("plan {data} --keep score", ("score, which the output has as a column of its own", "Rename")),
         ("plan {data} --checkpoint nonesuch", ("There is no checkpoint 'nonesuch'",)),
         ("plan {data} --checkpoint champion", ("has no champion", "attnlstm retrain SOURCE --registry ")),
         ("verify {data}", ("output is no output of attnlstm: it has no _dataset.json. Check the path.",)),
