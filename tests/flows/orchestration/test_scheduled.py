@@ -1,5 +1,6 @@
 """The scheduled start of a run in paths and dates: a late run is for the day that it was due."""
 
+import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +87,9 @@ def due(prefect_server: str) -> Callable[..., tuple[FlowRun, State[Any]]]:
         scheduled = Scheduled(scheduled_time=datetime(2026, 11, day, 6, 0, tzinfo=UTC))
         with get_client(sync_client=True) as client:
             created = client.create_flow_run(flow, parameters=parameters, state=scheduled)
-            validated = flow.validate_parameters({**flow.fn.__kwdefaults__, **parameters})
+            declared = inspect.signature(flow.fn).parameters.values()
+            defaults = {each.name: each.default for each in declared if each.default is not each.empty}
+            validated = flow.validate_parameters({**defaults, **parameters})
             state: Any = run_flow(flow, flow_run=created, parameters=validated, return_type="state")
             return client.read_flow_run(created.id), state
 
