@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attnlstm.evaluation.metrics import confusion_of
 from storage.errors import FileError, StorageError
 from storage.input.hive import partition_values
 from storage.input.reading import read_shard
@@ -267,8 +268,7 @@ class _Tally:
             names = labels.cast(pa.string()).filter(pa.array(rows.usable))
             codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
             known = ~np.isnan(codes.astype(np.float64))
-            pairs = codes[known].astype(np.int64) * num_classes + winners[known]
-            counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+            counts = confusion_of(winners[known], codes[known], num_classes)
             self._confusion = counts if self._confusion is None else self._confusion + counts
 
     def _add_errors(self, rows: TokenRows) -> None:
