@@ -7,9 +7,9 @@ scores arrive as numpy arrays and checkpoints as bytes.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storage.output.frames import open_attention, open_predictions
+    from storage.output.frames import class_names, open_attention, open_predictions
 
-__all__ = ["open_attention", "open_predictions"]
+__all__ = ["class_names", "open_attention", "open_predictions"]
 
 
 def __getattr__(name: str) -> Any:

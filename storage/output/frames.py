@@ -1,45 +1,177 @@
-"""Reading an output back as Polars lazy frames, for notebooks and reports."""
+"""Reading an output back as Polars lazy frames, for notebooks and reports.
 
-import re
+Owns how files that differ become one frame: those of several checkpoints, in partitions and beside them, or with
+columns of several types. Knows nothing about how they were written.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import polars as pl
 
-from storage.errors import OutputError
+from storage.errors import FileError, OutputError
+from storage.footers import FOOTER_READERS, read_footer
+from storage.input.hive import hidden_part, partition_values
 from storage.locations import Location, without_credentials
-from storage.output.layout import ATTENTION, PREDICTIONS
+from storage.output.layout import ATTENTION, PREDICTIONS, classes_in
+
+# The types that a partition's values may have together: what each value of it looks like, and how it is read. Polars
+# takes the same. All else is text.
+_PARTITION_TYPES: tuple[tuple[str, Callable[[pl.Series], pl.Series]], ...] = (
+    (r"-?\d{1,18}", lambda values: values.cast(pl.Int64)),
+    (r"-?\d*\.?\d+", lambda values: values.cast(pl.Float64)),
+    (r"true|false", lambda values: values == "true"),
+    (r"\d{4}-\d\d?-\d\d?", lambda values: values.str.to_date("%Y-%m-%d")),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?", lambda values: values.str.to_datetime(time_unit="us")),
+)
+# A name that no column has, for the time between reading and what is handed out.
+_FILE = "\0file"
 
 
-def open_predictions(output: str) -> pl.LazyFrame:
+def open_predictions(output: str | os.PathLike[str]) -> pl.LazyFrame:
     """The predictions of an output, one row for each input row, with Hive partitions as columns.
 
-    output: the folder or URI that `classify` wrote. Rows are in order of file name and then of the input.
-    Raises OutputError if there are none.
+    output: the folder or URI that `classify` wrote. Rows are in order of file name and then of the input. A file that
+    lies in no partition of a name has null there. Where checkpoints know different classes, `probabilities` has all of
+    them in the order of `class_names`, with 0 for a class that the row's checkpoint does not know.
+    Raises OutputError if there are none, or if one can't be read.
     """
-    return _scan(output, PREDICTIONS)
+    return _Part.of(output, PREDICTIONS).frame()
 
 
-def open_attention(output: str) -> pl.LazyFrame:
+def open_attention(output: str | os.PathLike[str]) -> pl.LazyFrame:
     """The predictions with the attention weights of each row beside them: `weights`, and `positions` for top:K.
 
     The two are put side by side by position, so ids need not be unique. Raises OutputError if no attention was saved.
     """
-    attention = _scan(output, ATTENTION).select(pl.col("^weights$|^positions$"))
-    return pl.concat([_scan(output, PREDICTIONS), attention], how="horizontal")
+    attention = _Part.of(output, ATTENTION).frame().select(pl.col("^weights$|^positions$"))
+    return pl.concat([open_predictions(output), attention], how="horizontal")
 
 
-def _scan(output: str, part: str) -> pl.LazyFrame:
-    address, options = _for_polars(output)
-    try:
+def class_names(output: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The classes of an output in the order of `probabilities` in `open_predictions`.
+
+    Those of the checkpoint that knows most of them, then what others know besides.
+    Raises OutputError if there are no predictions.
+    """
+    return _Part.of(output, PREDICTIONS).classes
+
+
+@dataclass(frozen=True)
+class _File:
+    """address: as Polars takes it. partitions: column and value. columns: names and types. classes: of predictions."""
+
+    address: str
+    partitions: dict[str, str | None]
+    is_plain: bool
+    columns: str
+    classes: tuple[str, ...]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Neighbours that are equal in this are read in one scan."""
+        return tuple(self.partitions), self.is_plain, self.columns, self.classes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The files of predictions or of attention, in order of their names."""
+
+    files: tuple[_File, ...]
+    options: dict[str, str] | None
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str], part: str) -> "_Part":
+        output = os.fspath(place)
+        folder = Location.parse(output) / part
+        address, options = _for_polars(output)
+        names = sorted(folder.relative(info.path) for info in folder.walk() if info.path.endswith(".parquet"))
+        names = [name for name in names if hidden_part(name) is None]
+        if not names:
+            raise OutputError(
+                f"{without_credentials(output)} has no {part}. Check the path, and what `save_attention` was set to."
+            )
+        root = f"{address.rstrip('/')}/{part}"
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            files = tuple(pool.map(lambda name: _open(folder, root, name), names))
+        return cls(files, options, _merged({file.classes: None for file in files}))
+
+    def frame(self) -> pl.LazyFrame:
+        names = list(dict.fromkeys(name for file in self.files for name in file.partitions))
+        values = {name: _typed([file.partitions.get(name) for file in self.files]) for name in names}
+        frames, first = [], 0
+        for _, group in groupby(self.files, key=lambda file: file.kind):
+            files = list(group)
+            in_group = {name: values[name][first : first + len(files)] for name in files[0].partitions}
+            frames.append(self._scan(files, in_group))
+            first += len(files)
+        frame = pl.concat(frames, how="diagonal_relaxed") if len(frames) > 1 else frames[0]
+        return frame.select(pl.exclude(names), *names) if len(frames) > 1 else frame
+
+    def _scan(self, files: Sequence[_File], partitions: dict[str, pl.Series]) -> pl.LazyFrame:
+        """Files of one kind. partitions: by column, the value of each file."""
+        first, addresses = files[0], [file.address for file in files]
+        # By Polars' own reading, files that a filter leaves out are not opened.
+        by_polars = bool(partitions) and first.is_plain
         frame = pl.scan_parquet(
-            f"{address.rstrip('/')}/{part}/**/*.parquet", hive_partitioning=True, storage_options=options
+            addresses,
+            glob=False,
+            storage_options=self.options,
+            hive_partitioning=by_polars,
+            hive_schema={name: values.dtype for name, values in partitions.items()} if by_polars else None,
+            include_file_paths=_FILE if partitions and not by_polars else None,
         )
-        frame.collect_schema()
-    except (pl.exceptions.ComputeError, FileNotFoundError):
-        raise OutputError(
-            f"{without_credentials(output)} has no {part}. Check the path, and what `save_attention` was set to."
-        ) from None
-    return frame
+        if partitions and not by_polars:
+            path = pl.col(_FILE)
+            added = [path.replace_strict(addresses, values).alias(name) for name, values in partitions.items()]
+            frame = frame.with_columns(added).drop(_FILE)
+        if first.classes != self.classes:
+            frame = frame.with_columns(_with_classes(first.classes, self.classes))
+        return frame
+
+
+def _open(folder: Location, root: str, name: str) -> _File:
+    try:
+        footer = read_footer(folder / name)
+    except (FileError, FileNotFoundError) as error:
+        raise OutputError(f"{folder / name}: {error}. Run classify again; it scores what is missing.") from error
+    partitions = partition_values(name)
+    parts = [part.partition("=") for part in f"{root}/{name}".split("/")[:-1] if "=" in part]
+    # Polars reads the whole path, the output's own as well, and takes some names otherwise.
+    is_plain = [key for key, _, _ in parts] == list(partitions) and all(v and "=" not in v for _, _, v in parts)
+    columns = footer.schema.remove_metadata().to_string(show_field_metadata=False)
+    return _File(f"{root}/{name}", partitions, is_plain, columns, classes_in(footer))
+
+
+def _merged(all_classes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Those of the longest, the first of several, and then what others have besides."""
+    ordered = sorted(all_classes, key=len, reverse=True)
+    return tuple(dict.fromkeys(name for classes in ordered for name in classes))
+
+
+def _with_classes(has: Sequence[str], wanted: Sequence[str]) -> pl.Expr:
+    """`probabilities` in another order of classes, with 0 for those that it lacks; null stays null."""
+    place = {name: index for index, name in enumerate(has)}
+    chosen = [place.get(name, len(has)) for name in wanted]
+    with_zero = pl.concat_list(pl.col("probabilities").arr.to_list(), pl.lit(0, pl.Float32))
+    return with_zero.list.gather(pl.lit(pl.Series([chosen]))).list.to_array(len(wanted)).alias("probabilities")
+
+
+def _typed(values: Sequence[str | None]) -> pl.Series:
+    """The values of a partition column as what all of them can be read as."""
+    texts = pl.Series(values, dtype=pl.String)
+    there = texts.drop_nulls()
+    for pattern, read in _PARTITION_TYPES:
+        if len(there) and there.str.contains(f"^(?:{pattern})$").all():
+            with suppress(pl.exceptions.PolarsError):  # such as the 30th of February
+                return read(texts)
+    return texts
 
 
 def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
@@ -48,7 +180,7 @@ def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
     Both take credentials from the environment; what an S3 URI itself says is said in other words to Polars.
     """
     if not output.startswith("s3://"):
-        return _literal(Location.parse(output).path if _is_local(output) else output), None
+        return Location.parse(output).path if _is_local(output) else output, None
     parts = urlsplit(output)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     options = {}
@@ -61,13 +193,8 @@ def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
         scheme = query.get("scheme", "https")
         options["aws_endpoint_url"] = f"{scheme}://{query['endpoint_override']}"
         options["aws_allow_http"] = str(scheme == "http").lower()
-    return _literal(unquote(without_credentials(output))), options or None
+    return unquote(without_credentials(output)), options or None
 
 
 def _is_local(output: str) -> bool:
     return "://" not in output or output.startswith("file://")
-
-
-def _literal(address: str) -> str:
-    """The address as a pattern that means itself."""
-    return re.sub(r"[*?\[]", r"[\g<0>]", address)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow.fs as pafs
 
 from storage.errors import FileError, OutputError
-from storage.footers import read_footer
+from storage.footers import Footer, read_footer
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import OUTPUT_RECORD
@@ -29,6 +29,7 @@ from storage.registry.checkpoints import CheckpointId
 
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
+CLASSES_KEY = b"classes"
 # What else than settings the record holds.
 _HEAD = ("format", "format_version", "source")
 
@@ -255,3 +256,11 @@ def read_stamp(location: Location) -> Stamp | None:
         return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})
     except (FileError, FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def classes_in(footer: Footer) -> tuple[str, ...]:
+    """The classes that a predictions file names, in the order of their probabilities; empty if it names none."""
+    try:
+        return tuple(json.loads((footer.schema.metadata or {})[CLASSES_KEY]))
+    except (KeyError, ValueError, TypeError):
+        return ()

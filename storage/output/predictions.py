@@ -19,7 +19,7 @@ from storage.input.columns import Columns
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows
 from storage.locks import Hold
-from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp
+from storage.output.layout import CLASSES_KEY, STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.registry.checkpoints import CheckpointId
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
@@ -197,7 +197,7 @@ def _prediction_table(
         "error": rows.errors,
         "checkpoint": pa.repeat(version, num_rows),
     }
-    return pa.table(named).replace_schema_metadata({"classes": json.dumps(class_names)})
+    return pa.table(named).replace_schema_metadata({CLASSES_KEY: json.dumps(class_names)})
 
 
 def _attention_table(

@@ -24,7 +24,7 @@ from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
-from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp
+from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in
 from storage.output.orphans import find_orphans
 from storage.output.plan import OutputPlan
 from storage.output.side_by_side import (
@@ -185,10 +185,7 @@ class _ShardCheck:
         return found == wanted
 
     def _classes(self, file: OutputFile) -> tuple[str, ...]:
-        try:
-            classes = tuple(json.loads((file.footer.schema.metadata or {})[b"classes"]))
-        except (KeyError, ValueError, TypeError):
-            classes = ()
+        classes = classes_in(file.footer)
         kind = file.footer.schema.field("probabilities").type
         if not classes or kind != pa.list_(pa.float32(), len(classes)):
             named = ", ".join(map(str, classes)) or "nowhere"

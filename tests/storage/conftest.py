@@ -45,12 +45,12 @@ def put(data: Path) -> Callable[..., Path]:
     return put
 
 
-def fake_scores(rows: TokenRows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def fake_scores(rows: TokenRows, num_classes: int = 3) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Probabilities and attention that follow from each row's own tokens, so that a row out of place shows."""
     lengths = np.diff(rows.offsets)
     sums = np.zeros(len(lengths), np.int64)
     np.add.at(sums, np.repeat(np.arange(len(lengths)), lengths), rows.values.astype(np.int64))
-    parts = np.stack([np.ones(len(lengths)), sums % 7, sums % 5], axis=1)
+    parts = np.stack([np.ones(len(lengths)), sums % 7, sums % 5, sums % 3][:num_classes], axis=1)
     attention = (rows.values.astype(np.float64) + 1) / np.repeat(sums + lengths, lengths)
     return (parts / parts.sum(axis=1, keepdims=True)).astype(np.float32), attention.astype(np.float32)
 
@@ -79,17 +79,22 @@ def score(
     """score(source, output): reads, scores with `fake_scores` and writes all of a source, in small chunks."""
 
     def score(
-        source: Path | str, output: Output, *, by: CheckpointId = checkpoint, chunk_rows: int = 65_536
+        source: Path | str,
+        output: Output,
+        *,
+        by: CheckpointId = checkpoint,
+        classes: tuple[str, ...] = CLASSES,
+        chunk_rows: int = 65_536,
     ) -> tuple[Shard, ...]:
         found, shards = plan(source, output)
         columns: Columns = output.settings.columns
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
         output.prepare(str(found.root))
         for shard in shards:
-            with write_shard(output, shard, by, CLASSES) as writer:
+            with write_shard(output, shard, by, classes) as writer:
                 for table in read_shard(found.root, shard, columns, chunk_rows=chunk_rows):
                     rows = decode_tokens(table[columns.tokens], rules)
-                    writer.write(table, rows, *fake_scores(rows))
+                    writer.write(table, rows, *fake_scores(rows, len(classes)))
         return shards
 
     return score
