@@ -49,6 +49,7 @@ def retrain(options: RetrainOptions) -> State[dict[str, Any]]:
         also=tuple(options.also),
         dates=DateRange(options.partition, options.since, options.window),
         min_class_rows=options.min_class_rows,
+        num_tokens_known=options.num_embeddings - 1,
     )
     given = {name: getattr(options, name) for name in _TRAINING_OPTIONS}
     request = TrainingRequest(

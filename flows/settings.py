@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from attnlstm.config import Attention
+from attnlstm.config import Attention, ModelConfig
 from attnlstm.engines import Device, EngineName, Precision
 from attnlstm.evaluation.comparison import Metric
 from attnlstm.training.settings import DEFAULT, ClassWeights, PresetName
 from flows.operations.promote import PromotionRules
 from flows.operations.train import VanishedClasses
 from storage.input.partitions import WINDOW_PATTERN
+from storage.labelled.source import DEFAULT_GROUP
+from storage.labelled.vocabulary import MOST_EMBEDDINGS
 from storage.locations import CREDENTIALS_PATTERN, Location
 from storage.output.layout import Output, OutputSettings
 from storage.output.plan import Mode
@@ -216,10 +218,16 @@ class RetrainOptions(Options):
     registry: Place = option("registry", "Folder or URI of the checkpoint registry.")
     preset: PresetName = option(DEFAULT, "Sizes of the network and the settings to train it with.")
     attention: Attention = option("additive", "How hidden states are pooled over time.")
+    num_embeddings: Annotated[int, Field(ge=2, le=MOST_EMBEDDINGS)] = option(
+        ModelConfig.num_embeddings,
+        "Token ids that the network knows, from 0 on, the last one for padding. Rows with other ids are left out.",
+    )
     tokens_column: str = option("tokens", "Column with the tokens: binary, string, or a list of integers.")
-    label_column: str = option("label", "Column with the class: strings or integers. Rows without one are left out.")
+    label_column: str = option(
+        "label", "Column with the class: strings, integers or bools. Rows without one are left out."
+    )
     group_column: str = option(
-        "group", "Rows of one group stay on one side of the split. Rows without one are split by content."
+        DEFAULT_GROUP, "Rows of one group stay on one side of the split. Rows without one are split by content."
     )
     min_class_rows: Count = option(1, "Classes with fewer rows than this to train on are left out, with their rows.")
     vanished_classes: VanishedClasses = option(

@@ -31,7 +31,8 @@ def probabilities_of(
     Returns for each network its probabilities, float32 (N, len(classes)), in the order of `classes`.
 
     A class that a network does not know has probability 0. Probabilities of classes that are not among `classes` are
-    left out, so a row's may sum to less than 1; a row whose class is not known by a network is one it gets wrong.
+    left out, so a row's may sum to less than 1; a row whose class is not known by a network is one it gets wrong. A row
+    with a token id that a network does not know has 0 for every class.
     values, offsets: N ragged rows. threads: None for one a core.
     """
     from attnlstm.batching import plan_pieces
@@ -44,11 +45,26 @@ def probabilities_of(
         first, last = offsets[rows.start], offsets[rows.stop]
         part, part_offsets = values[first:last], offsets[rows.start : rows.stop + 1] - first
         for network, engine, result in zip(networks, engines, results, strict=True):
-            probabilities = engine.score(part, part_offsets).probabilities
+            at, known, known_offsets = _known(part, part_offsets, network.config.padding_id)
+            if not len(at):
+                continue
+            probabilities = engine.score(known, known_offsets).probabilities
             for place, name in enumerate(network.config.classes):
                 if name in classes:
-                    result[rows, classes.index(name)] = probabilities[:, place]
+                    result[rows.start + at, classes.index(name)] = probabilities[:, place]
     return results
+
+
+def _known(
+    values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], num_tokens_known: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+    """The rows without a token id beyond a vocabulary: (M,) which they are, their values, their offsets (M + 1,)."""
+    largest = np.maximum.reduceat(values, offsets[:-1]) if values.max() >= num_tokens_known else None
+    if largest is None:
+        return np.arange(len(offsets) - 1), values, offsets
+    is_known, lengths = largest < num_tokens_known, np.diff(offsets)
+    known_offsets = np.concatenate(([0], np.cumsum(lengths[is_known])))
+    return np.flatnonzero(is_known), values[np.repeat(is_known, lengths)], known_offsets
 
 
 def evaluate(

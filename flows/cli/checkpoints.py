@@ -118,11 +118,11 @@ def compare(
     if source is None:
         record = compare_cards(opened.card(_version(opened, a)), opened.card(_version(opened, b)))
     else:
-        from flows.operations.promote import compare_checkpoints
+        from flows.operations.promote import compare_checkpoints, read_for
         from storage.labelled.source import LabelledSource
 
-        rows = LabelledSource(source, tokens_column, label_column, group_column).read()
         old, new = opened.load(a), opened.load(b)
+        rows = read_for(LabelledSource(source, tokens_column, label_column, group_column), old, new)
         record = {"a": old.version, "b": new.version}
         record |= compare_checkpoints(old, new, rows, metric).record()
     show_comparison(printer(as_json), record)

@@ -13,7 +13,7 @@ and must be shown to be better.
 Knows nothing about Prefect.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from attnlstm.evaluation.comparison import Difference, Flips, Metric
 from attnlstm.evaluation.metrics import probabilities_of
 from flows.operations.replay import replay_through_classify
-from flows.operations.train import VanishedClasses, classes_of
+from flows.operations.train import VanishedClasses, config_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN
@@ -112,7 +112,7 @@ def decide_promotion(
     if champion and champion.digest == stored.digest:
         what = "is champion already" if champion.version == stored.version else "has the champion's own weights"
         return Promotion("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
-    rows = labelled.read()
+    rows = read_for(labelled, *(each for each in (champion, stored) if each))
     compared = compare_checkpoints(champion, stored, rows, rules.metric)
     objections = _objections(compared, champion, stored, alias, rows, rules)
     why = "; ".join([*objections, _in_words(compared, champion, rules)])
@@ -134,6 +134,11 @@ def decide_promotion(
     return Promotion(outcome, why, record)
 
 
+def read_for(labelled: LabelledSource, *checkpoints: StoredCheckpoint) -> LabelledRows:
+    """The rows that any of the checkpoints can score, so that the one with more token ids gets what it is worth."""
+    return replace(labelled, num_tokens_known=max(config_of(each).padding_id for each in checkpoints)).read()
+
+
 def compare_checkpoints(
     champion: StoredCheckpoint | None, challenger: StoredCheckpoint, rows: LabelledRows, metric: Metric
 ) -> Compared:
@@ -145,11 +150,13 @@ def compare_checkpoints(
     from attnlstm.evaluation.metrics import evaluate
 
     # Classes that no row has come last: a prediction of one is wrong, and must not be taken for the second best.
-    known = [*(classes_of(champion) if champion else ()), *classes_of(challenger)]
+    known = [*(config_of(champion).classes if champion else ()), *config_of(challenger).classes]
     classes = (*rows.classes, *dict.fromkeys(name for name in known if name not in rows.classes))
     values, offsets, labels = rows.side(TEST)
     networks = [_network(each) for each in (champion, challenger) if each]
-    *of_champion, p_challenger = probabilities_of(networks, classes, values, offsets)
+    *of_champion, p_challenger = [
+        _wrong_where_unscored(each, labels) for each in probabilities_of(networks, classes, values, offsets)
+    ]
     p_champion = of_champion[0] if of_champion else _class_shares(rows, len(classes))
     champion_right, challenger_right = (p.argmax(axis=1) == labels for p in (p_champion, p_challenger))
     groups = rows.groups[rows.splits == TEST]
@@ -172,6 +179,18 @@ def _network(stored: StoredCheckpoint) -> "AttentionLSTM":
     from attnlstm.checkpoint import from_files
 
     return from_files(stored.files, where=str(stored.location))
+
+
+def _wrong_where_unscored(
+    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """A row with token ids that a checkpoint does not know is one that it gets wrong, whichever its class.
+
+    probabilities: (N, C), of which the rows without any get some. labels: (N,), in 0 .. C - 1.
+    """
+    rows = np.flatnonzero(~probabilities.any(axis=1))
+    probabilities[rows, (labels[rows] + 1) % probabilities.shape[1]] = np.finfo(np.float32).tiny
+    return probabilities
 
 
 def _class_shares(rows: LabelledRows, num_classes: int) -> npt.NDArray[np.float32]:
@@ -241,7 +260,7 @@ def _objections(
 
 def _class_changes(champion: StoredCheckpoint | None, stored: StoredCheckpoint) -> dict[str, list[str]]:
     """Classes that only one of the two knows. On rows of one that appeared the champion is wrong."""
-    before, now = classes_of(champion) if champion else classes_of(stored), classes_of(stored)
+    before, now = config_of(champion).classes if champion else config_of(stored).classes, config_of(stored).classes
     return {
         "appeared": [name for name in now if name not in before],
         "vanished": [name for name in before if name not in now],

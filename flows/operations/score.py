@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from attnlstm.evaluation.metrics import confusion_of
 from storage.errors import FileError, StorageError
-from storage.input.hive import partition_values
+from storage.input.columns import column_or_partition
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
@@ -220,7 +220,8 @@ def score_shard(
 
         def keep(table: pa.Table, rows: TokenRows, scores: "Scores") -> None:
             writer.write(table, rows, scores.probabilities, scores.attention_weights)
-            tally.add(rows, scores.probabilities, _labels(job.label_column, table, shard))
+            labels = column_or_partition(table, job.label_column, shard.file) if job.label_column else None
+            tally.add(rows, scores.probabilities, labels)
 
         # Both end before the files are put in place, and before they are let go of.
         with read_ahead(pieces()) as coming, write_behind(keep) as keep_behind:
@@ -228,15 +229,6 @@ def score_shard(
                 keep_behind(table, rows, loaded.engine.score(rows.values, rows.offsets))
                 on_rows(table.num_rows)
     return tally.scored(shard, reason, loaded.describe(), time.perf_counter() - started)
-
-
-def _labels(label_column: str | None, table: pa.Table, shard: Shard) -> pa.ChunkedArray | None:
-    if label_column is None:
-        return None
-    if label_column in table.column_names:
-        return table[label_column]
-    value = pa.scalar(partition_values(shard.file)[label_column], pa.string())
-    return pa.chunked_array([pa.repeat(value, table.num_rows)])
 
 
 class _Tally:

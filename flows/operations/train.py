@@ -69,6 +69,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     rows = request.labelled.read()
     chosen = preset(request.preset)
     config = chosen.config(rows.classes, attention=request.attention)
+    config = replace(config, num_embeddings=request.labelled.num_tokens_known + 1)
     settings = chosen.settings(**request.overrides)
     champion = registry.load(CHAMPION) if registry.alias() else None
     if champion and request.vanished_classes == "refuse":
@@ -90,16 +91,16 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     return stored
 
 
-def classes_of(stored: StoredCheckpoint) -> tuple[str, ...]:
-    """The classes that a checkpoint knows. Raises ValueError if its config.json is damaged."""
+def config_of(stored: StoredCheckpoint) -> "ModelConfig":
+    """What a checkpoint's network looks like. Raises ValueError if its config.json is damaged."""
     from attnlstm.config import ModelConfig
 
-    return ModelConfig.from_json(stored.files["config.json"], f"{stored.location}/config.json").classes
+    return ModelConfig.from_json(stored.files["config.json"], f"{stored.location}/config.json")
 
 
 def _refuse_vanished_classes(champion: StoredCheckpoint, rows: LabelledRows, labelled: LabelledSource) -> None:
     """Held-out rows can't show this loss, since they have no row of the class either; so it is met here."""
-    vanished = [name for name in classes_of(champion) if name not in rows.classes]
+    vanished = [name for name in config_of(champion).classes if name not in rows.classes]
     if vanished:
         named = ", ".join(f"{name} (too few)" if name in rows.left_out else name for name in vanished)
         raise SourceError(

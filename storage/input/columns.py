@@ -142,3 +142,14 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
         more, dot, rest = rest.partition(".")
         head = f"{head}.{more}"
     raise KeyError(name)
+
+
+def column_or_partition(table: pa.Table, name: str, file: str) -> pa.ChunkedArray:
+    """What every row has under this name: a Hive partition of the file, as text, or else a column of its table.
+
+    file: the relative name that the table was read from. Raises KeyError if it is neither.
+    """
+    partitions = partition_values(file)
+    if name not in partitions:
+        return table[name]
+    return pa.chunked_array([pa.repeat(pa.scalar(partitions[name], pa.string()), table.num_rows)])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import FileError
 from storage.footers import Footer, read_footer
-from storage.input.columns import Columns, require_column, select_columns
+from storage.input.columns import Columns, column_or_partition, require_column, select_columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.locations import Location
@@ -46,27 +46,23 @@ def read_shard(
     """
     footer = _footer(root, shard)
     names = columns.to_read(footer.schema, shard.file) if isinstance(columns, Columns) else columns
-    partitions = partition_values(shard.file) if isinstance(columns, Columns) else {}
     num_rows = 0
     for table in _gather(_decode(root, footer, shard, names), chunk_rows, chunk_bytes):
         num_rows += table.num_rows
-        yield _complete(table, names, columns, partitions)
+        yield _complete(table, names, columns, shard.file)
     if not num_rows:
         empty = pa.schema([require_column(footer.schema, name, "columns") for name in names]).empty_table()
-        yield _complete(empty, names, columns, partitions)
+        yield _complete(empty, names, columns, shard.file)
     if num_rows != shard.num_rows:
         raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")
 
 
-def _complete(
-    table: pa.Table, names: list[str], columns: Columns | list[str], partitions: dict[str, str | None]
-) -> pa.Table:
+def _complete(table: pa.Table, names: list[str], columns: Columns | list[str], file: str) -> pa.Table:
     """The table with fields of structs as columns, and with the id that is a partition."""
     if not set(names) <= set(table.column_names):
         table = select_columns(table, names)
-    if isinstance(columns, Columns) and columns.id in partitions and columns.id not in table.column_names:
-        value = pa.scalar(partitions[columns.id], pa.string())
-        table = table.append_column(columns.id, pa.repeat(value, table.num_rows))
+    if isinstance(columns, Columns) and columns.id not in names and columns.id in partition_values(file):
+        table = table.append_column(columns.id, column_or_partition(table, columns.id, file))
     return table
 
 

@@ -15,6 +15,7 @@ import pyarrow.types as pt
 from storage.errors import FileError
 
 ACCEPTED = "binary, string, or a list of integers"
+_OUTSIDE = "a token id outside"
 _NULLS = pa.list_(pa.uint8())
 """How a column of type null, or of lists of it, is read: pandas and Polars write them where no row has a token."""
 
@@ -119,12 +120,32 @@ def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
     )
 
 
+def outside_vocabulary(rows: TokenRows) -> npt.NDArray[np.bool_]:
+    """bool (N,): the input rows that can't be scored because of a token id that the vocabulary lacks."""
+    is_outside: npt.NDArray[np.bool_] = pc.fill_null(pc.starts_with(rows.errors, _OUTSIDE), False).to_numpy(
+        zero_copy_only=False
+    )
+    return is_outside
+
+
+def token_extent(column: pa.ChunkedArray, chosen: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """The least and the greatest token id of some rows. chosen: bool (N,), which rows; they have at least a token."""
+    column = _readable(column)
+    values: npt.NDArray[np.integer]
+    if _is_bytes(_decoded(column.type)):
+        values, offsets = _from_bytes(column)
+    else:
+        values, offsets, _ = _from_lists(column)
+    values = values[np.repeat(chosen, np.diff(offsets))]
+    return int(values.min()), int(values.max())
+
+
 def _reasons(rules: TokenRules) -> pa.StringArray:
     return pa.array(
         [
             None,
             f"longer than {rules.max_tokens} tokens",
-            f"a token id outside 0..{rules.num_tokens_known - 1}",
+            f"{_OUTSIDE} 0..{rules.num_tokens_known - 1}",
             "a null among the tokens",
             "no tokens",
             "tokens are null",

@@ -11,7 +11,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from storage.labelled.classes import LabelType
 from storage.labelled.split import TEST, TRAIN, VALIDATION
+from storage.labelled.vocabulary import Outside
 
 SIDES = (TRAIN, VALIDATION, TEST)
 _BLOCK_ROWS = 4096
@@ -42,20 +44,24 @@ class LabelledRows:
     """N rows that have a label and can be scored.
 
     values: for each side of the split integers (num_tokens,), the tokens of its rows end to end.
-    lengths: int64 (N,). labels: int64 (N,), indices into `classes`. splits: int8 (N,), see `storage.labelled.split`.
+    lengths: int64 (N,). labels: int64 (N,), indices into `classes`. label_type: of the labels as they came.
+    splits: int8 (N,), see `storage.labelled.split`.
     groups: int64 (N,), a hash of what decided the row's side: equal for rows that the split keeps together.
     contents: uint64 (N,), a hash of each row's tokens. file_numbers: int32 (N,), indices into `files`.
     positions: int64 (N,), of each row in its file.
     split_by: "group", "content", or "group and content" where some rows have a group and some have none.
     since: the first date of the range that was asked for, ISO 8601; None for all that there is.
-    num_unlabelled: rows that were left out for want of a label; num_unusable: for their tokens.
+    num_unlabelled: rows that were left out for want of a label; num_unusable: for their tokens. outside: those of the
+    latter that have token ids outside the vocabulary; None if there are none.
     left_out: rows of each class that has too few of them to train on.
+    overlooked_group: a column such as `Group` in a file without `group`, which might be meant and was not read.
     """
 
     values: tuple[npt.NDArray[np.integer], ...]
     lengths: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    label_type: LabelType
     splits: npt.NDArray[np.int8]
     groups: npt.NDArray[np.int64]
     contents: npt.NDArray[np.uint64]
@@ -66,7 +72,9 @@ class LabelledRows:
     since: str | None
     num_unlabelled: int
     num_unusable: int
+    outside: Outside | None
     left_out: dict[str, int]
+    overlooked_group: str | None
 
     def __len__(self) -> int:
         return len(self.labels)

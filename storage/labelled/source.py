@@ -8,40 +8,48 @@ file; everything else takes some 40 bytes a row.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, pairwise
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from storage.errors import FileError, SourceError
+from storage.errors import FileError, SourceError, first_line
 from storage.footers import read_footer
-from storage.input.columns import Columns, find_column, require_column
+from storage.input.columns import Columns, column_or_partition, find_column, require_column
 from storage.input.hive import partition_values
 from storage.input.partitions import DateRange
 from storage.input.reading import read_shard
 from storage.input.shards import Shard, ShardLimits, plan_shards
 from storage.input.sources import Source, SourceFile, find_source
-from storage.input.tokens import TokenRules, decode_tokens
+from storage.input.tokens import TokenRules, decode_tokens, outside_vocabulary
+from storage.labelled.classes import ReadLabels, check_label_type, number_classes, read_labels
 from storage.labelled.rows import MEMORY_BYTES, SIDES, LabelledRows, TokenSpool, without_small_classes
 from storage.labelled.split import SPLIT_NAMES, hash_keys, splits_of_hashes
+from storage.labelled.vocabulary import Outside
 from storage.locations import Location, without_credentials
+
+DEFAULT_GROUP = "group"
+"""The group column that a source need not have. One of another name was named, and must be somewhere."""
 
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """Where labelled rows are, in which columns, and which count. See `read_labelled`."""
+    """Where labelled rows are, in which columns, and which count. See `read_labelled`.
+
+    num_tokens_known: see `storage.input.tokens.TokenRules`.
+    """
 
     source: str
     tokens_column: str = "tokens"
     label_column: str = "label"
-    group_column: str = "group"
+    group_column: str = DEFAULT_GROUP
     also: tuple[str, ...] = ()
     dates: DateRange = field(default_factory=DateRange)
     min_class_rows: int = 1
+    num_tokens_known: int = TokenRules.num_tokens_known
 
     @property
     def place(self) -> str:
@@ -55,6 +63,7 @@ class LabelledSource:
             tokens_column=self.tokens_column,
             label_column=self.label_column,
             group_column=self.group_column,
+            rules=TokenRules(self.num_tokens_known),
             dates=self.dates,
             min_class_rows=self.min_class_rows,
         )
@@ -90,7 +99,7 @@ def read_labelled(
     *,
     tokens_column: str = "tokens",
     label_column: str = "label",
-    group_column: str = "group",
+    group_column: str = DEFAULT_GROUP,
     rules: TokenRules | None = None,
     dates: DateRange | None = None,
     min_class_rows: int = 0,
@@ -98,12 +107,13 @@ def read_labelled(
 ) -> LabelledRows:
     """Read every labelled row of `source`, one or several (see `storage.input.sources.find_source`); no file twice.
 
-    Labels are strings or integers; a Hive partition may hold them. Classes are in sorted order: integers by
-    value, strings by code point. A row's side follows from its `group_column` if it has one, else from its tokens; what
-    other files hold does not change it.
+    Labels are strings, integers or bools; a Hive partition may hold them, and groups. Classes are in sorted order:
+    integers by value, strings by code point. A row's side follows from its `group_column` if it has one, else from its
+    tokens; what other files hold does not change it.
     dates: which files are read. min_class_rows: rows of a class with fewer than this on the train side are left out.
     memory_bytes: tokens kept in memory, for each side; more go to a temporary file.
-    Raises SourceError if a file can't be read, or if fewer than two classes are left.
+    Raises SourceError if a file can't be read or has a label that can't be one, if no file has a `group_column` that
+    is not called `group`, if most rows have token ids outside the vocabulary, or if fewer than two classes are left.
     """
     rules = rules or TokenRules()
     sources = [source] if isinstance(source, str) else list(source)
@@ -147,6 +157,8 @@ class _Reader:
         self._spools = [self._spool() for _ in SIDES]
         self._parts: list[_Part] = []
         self._files: list[str] = []
+        self._has_groups = False
+        self._overlooked_group: str | None = None
 
     def _spool(self) -> TokenSpool:
         return TokenSpool(self._dtype, self._memory_bytes)
@@ -166,44 +178,51 @@ class _Reader:
             self._files.append(str(source.root / shard.file))
 
     def _read_file(self, root: Location, shard: Shard) -> "Iterator[_Part]":
-        schema = read_footer(root / shard.file).schema
-        group_column = self._group_column if find_column(schema, self._group_column) else None
-        partitions = partition_values(shard.file)
-        names = [self._tokens_column, *([group_column] if group_column else [])]
+        schema, partitions = read_footer(root / shard.file).schema, partition_values(shard.file)
+        names = [self._tokens_column]
         if self._label_column not in partitions:
-            _check_label_type(require_column(schema, self._label_column, "label_column"))
+            check_label_type(require_column(schema, self._label_column, "label_column"))
             names.append(self._label_column)
+        has_group = self._group_column in partitions
+        if not has_group and find_column(schema, self._group_column):
+            has_group = True
+            names.append(self._group_column)
+        if not has_group and self._group_column == DEFAULT_GROUP:
+            near = [name for name in (*schema.names, *partitions) if name.casefold() == DEFAULT_GROUP]
+            self._overlooked_group = self._overlooked_group or next(iter(near), None)
+        self._has_groups |= has_group
         first_row = 0
         for table in read_shard(root, shard, list(dict.fromkeys(names))):
-            if self._label_column in partitions:
-                value = partitions[self._label_column]
-                labels: pa.ChunkedArray = pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), table.num_rows)])
-            else:
-                labels = table[self._label_column]
-            groups = table[group_column].to_pylist() if group_column else [None] * table.num_rows
-            yield self._take(table[self._tokens_column], labels, groups, first_row)
+            yield self._take(table, root, shard, first_row, has_group=has_group)
             first_row += table.num_rows
 
-    def _take(self, tokens: pa.ChunkedArray, labels: pa.ChunkedArray, groups: list[Any], first_row: int) -> "_Part":
-        """Put the tokens of some rows into the spools; what else is known of the rows is returned."""
+    def _take(self, table: pa.Table, root: Location, shard: Shard, first_row: int, *, has_group: bool) -> "_Part":
+        """Put the tokens of some rows of a file into the spools; what else is known of the rows is returned."""
+        tokens = table[self._tokens_column]
+        labels = column_or_partition(table, self._label_column, shard.file)
         # Masks of numpy rather than Arrow's `filter`, which pyarrow 26 does not have for views.
         labelled = labels.is_valid().to_numpy()
         rows = decode_tokens(tokens, self._rules)
+        is_outside = labelled & outside_vocabulary(rows)
         chosen, among_usable = labelled & rows.usable, labelled[rows.usable]
         lengths = np.diff(rows.offsets)
         values = rows.values[np.repeat(among_usable, lengths)].astype(self._dtype, copy=False)
         lengths = lengths[among_usable]
-        groups = list(compress(groups, chosen))
         contents = hash_keys(_contents(values, lengths))
-        is_grouped = np.array([group is not None for group in groups], bool)
-        keys = contents.copy()
-        keys[is_grouped] = hash_keys(str(group).encode() for group in groups if group is not None)
+        keys, is_grouped = contents.copy(), np.zeros(len(contents), bool)
+        if has_group:
+            found = column_or_partition(table, self._group_column, shard.file)
+            groups = list(compress(_texts(found, self._group_column, first_row), chosen))
+            is_grouped = np.array([group is not None for group in groups], bool)
+            keys[is_grouped] = hash_keys(group for group in groups if group is not None)
         splits = splits_of_hashes(keys)
         for side, spool in zip(SIDES, self._spools, strict=True):
             spool.append(values[np.repeat(splits == side, lengths)])
+        is_typed = self._label_column not in partition_values(shard.file)
+        read = read_labels(labels, chosen, name=self._label_column, first_row=first_row, is_typed=is_typed)
         return _Part(
             lengths=lengths,
-            labels=_plain(labels).filter(pa.array(chosen)),
+            labels=replace(read, file=str(root / shard.file)),
             splits=splits,
             groups=keys.view(np.int64),
             contents=contents,
@@ -212,19 +231,31 @@ class _Reader:
             num_grouped=int(np.count_nonzero(is_grouped)),
             num_unlabelled=int(np.count_nonzero(~labelled)),
             num_unusable=int(np.count_nonzero(labelled & ~rows.usable)),
+            outside=Outside.of(tokens, is_outside),
         )
 
     def finish(self, where: str, since: str | None, min_class_rows: int) -> LabelledRows:
         parts = self._parts
-        labels = pa.chunked_array([part.labels for part in parts], _common_type([part.labels for part in parts]))
-        classes, codes = _encode(labels)
+        if self._group_column != DEFAULT_GROUP and not self._has_groups:
+            raise SourceError(
+                f"No file of the source {where} has a column or partition {self._group_column!r} (group_column), so "
+                "rows of one group would get on both sides of the split. Check the name, or leave it out to split by "
+                "content."
+            )
         lengths = np.concatenate([part.lengths for part in parts])
+        outside = Outside.sum(part.outside for part in parts)
+        num_unusable = sum(part.num_unusable for part in parts)
+        classes, codes, label_type = number_classes([part.labels for part in parts])
+        num_labelled = len(lengths) + num_unusable
+        if outside is not None and (outside.num_rows * 2 > num_labelled or len(classes) < 2):
+            outside.refuse(num_labelled, self._rules.num_tokens_known, where)
         num_grouped = sum(part.num_grouped for part in parts)
         rows = LabelledRows(
             values=tuple(spool.array() for spool in self._spools),
             lengths=lengths,
             labels=codes,
             classes=classes,
+            label_type=label_type,
             splits=np.concatenate([part.splits for part in parts]),
             groups=np.concatenate([part.groups for part in parts]),
             contents=np.concatenate([part.contents for part in parts]),
@@ -234,8 +265,10 @@ class _Reader:
             split_by=_split_by(num_grouped, len(lengths)),
             since=since,
             num_unlabelled=sum(part.num_unlabelled for part in parts),
-            num_unusable=sum(part.num_unusable for part in parts),
+            num_unusable=num_unusable,
+            outside=outside,
             left_out={},
+            overlooked_group=self._overlooked_group,
         )
         rows = without_small_classes(rows, min_class_rows, self._memory_bytes)
         if len(rows.classes) < 2:
@@ -250,10 +283,10 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is kept of some rows of a file beside their tokens. labels: as they came."""
+    """What is kept of some rows of a file beside their tokens."""
 
     lengths: npt.NDArray[np.int64]
-    labels: pa.Array
+    labels: ReadLabels
     splits: npt.NDArray[np.int8]
     groups: npt.NDArray[np.int64]
     contents: npt.NDArray[np.uint64]
@@ -262,44 +295,44 @@ class _Part:
     num_grouped: int
     num_unlabelled: int
     num_unusable: int
+    outside: Outside | None
 
 
 def _contents(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> Iterator[bytes]:
-    """The tokens of each row as bytes."""
-    content = values.tobytes()
-    for start, end in pairwise([0, *np.cumsum(lengths * values.itemsize).tolist()]):
-        yield content[start:end]
+    """The tokens of each row as bytes: one a token where all of the row fit, whatever the vocabulary.
+
+    So a row has the same content, and with it the same side, in every vocabulary.
+    """
+    ends = np.cumsum(lengths)
+    content, narrow = values.tobytes(), values.astype(np.uint8).tobytes()
+    size = values.itemsize
+    is_narrow = np.ones(len(lengths), bool)
+    if size > 1 and len(lengths):
+        is_narrow = np.maximum.reduceat(values, ends - lengths) < 256
+    for start, end, fits in zip((ends - lengths).tolist(), ends.tolist(), is_narrow.tolist(), strict=True):
+        yield narrow[start:end] if fits else content[start * size : end * size]
+
+
+def _texts(groups: pa.ChunkedArray, name: str, first_row: int) -> list[bytes | None]:
+    """What a group is known by, None for a null: the text of its value, which strings of any bytes have."""
+    kind = groups.type.value_type if pt.is_dictionary(groups.type) else groups.type
+    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
+        texts: list[bytes | None] = groups.cast(kind).cast(pa.large_binary()).to_pylist()
+        return texts
+    texts = []
+    for group in groups:
+        try:
+            value = group.as_py()
+        except (ValueError, OverflowError) as error:
+            raise FileError(
+                f"column {name!r} (group_column) has a value of type {kind} in row {first_row + len(texts)} that can't "
+                f"be read ({first_line(error)}); a group is best a string or an integer"
+            ) from None
+        texts.append(None if value is None else str(value).encode())
+    return texts
 
 
 def _split_by(num_grouped: int, num_rows: int) -> str:
     if not num_grouped:
         return "content"
     return "group" if num_grouped == num_rows else "group and content"
-
-
-def _check_label_type(field: pa.Field) -> None:
-    kind = field.type.value_type if pt.is_dictionary(field.type) else field.type
-    if not (pt.is_integer(kind) or pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)):
-        raise FileError(f"column {field.name!r} (label) has type {field.type}; a label must be a string or an integer")
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array, integers as int64 and everything else as text."""
-    if pt.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    column = column.cast(pa.int64() if pt.is_integer(column.type) else pa.large_string())
-    return column.combine_chunks()
-
-
-def _common_type(labels: list[pa.Array]) -> pa.DataType:
-    kinds = {str(label.type): label.type for label in labels}
-    if len(kinds) > 1:
-        raise SourceError("The label column holds integers in some files and strings in others; use one of the two.")
-    return next(iter(kinds.values()), pa.large_string())
-
-
-def _encode(labels: pa.ChunkedArray) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    distinct = pc.unique(labels)
-    ordered = distinct.take(pc.sort_indices(distinct))
-    codes = pc.index_in(labels, value_set=ordered).to_numpy().astype(np.int64)
-    return tuple(str(name) for name in ordered.to_pylist()), codes

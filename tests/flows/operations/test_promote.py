@@ -19,7 +19,7 @@ from attnlstm.checkpoint import from_files, to_files
 from attnlstm.config import ModelConfig
 from attnlstm.evaluation.metrics import probabilities_of
 from attnlstm.network import AttentionLSTM
-from flows.operations.promote import PromotionRules, decide_promotion
+from flows.operations.promote import PromotionRules, compare_checkpoints, decide_promotion, read_for
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, assign_splits
@@ -94,6 +94,24 @@ def test_challenger_as_good_as_the_champion_is_promoted_and_its_card_says_why(
         f"test accuracy {record['challenger']['accuracy']:.4f}; champion {trained.version} has "
     )
     assert "90% interval of the gain" in promotion.why
+
+
+def test_rows_whose_token_ids_only_one_checkpoint_knows_are_wrong_by_the_other(tmp_path: Path) -> None:
+    registry = Registry.open(str(tmp_path / "registry"))
+    source = tmp_path / "wide.parquet"
+    pq.write_table(pa.table({"tokens": [[300, number] for number in range(200)], "label": ["x", "y"] * 100}), source)
+    narrow, wide = (
+        registry.publish(
+            to_files(AttentionLSTM(ModelConfig(num_embeddings=size, classes=("x", "y")))), {}, "# A test's"
+        )
+        for size in (257, 302)
+    )
+    rows = read_for(LabelledSource(str(source)), narrow, wide)
+
+    compared = compare_checkpoints(narrow, wide, rows, "accuracy")
+
+    assert (len(rows), compared.champion["accuracy"]) == (200, 0.0)
+    assert 0 < compared.challenger["accuracy"] < 1
 
 
 def test_worse_challenger_is_rejected_and_the_rows_that_flip_are_named_by_place(

@@ -111,6 +111,17 @@ def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
     assert list(Path(registry.root.path, "training").iterdir()) == []
 
 
+def test_vocabulary_that_is_asked_for_is_trained_and_recorded(train: Train, tmp_path: Path) -> None:
+    source = tmp_path / "wide.parquet"
+    tokens = [[65_000 + row % 2, row % 300] for row in range(200)]
+    pq.write_table(pa.table({"tokens": tokens, "label": ["x", "y"] * 100}), source)
+    with pytest.raises(SourceError, match=r"^200 of the 200 labelled rows .* --num-embeddings 65003 makes a network"):
+        train(source)
+    stored = train(LabelledSource(str(source), num_tokens_known=65_002), epochs=20)
+    assert json.loads(stored.files["config.json"])["num_embeddings"] == 65_003
+    assert stored.card["test"]["accuracy"] == 1.0
+
+
 def test_snapshot_of_other_rows_or_settings_is_not_gone_on_from(
     train: Train, registry: Registry, dataset: Path, dataset_copy: Path
 ) -> None:

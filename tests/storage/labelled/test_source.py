@@ -13,8 +13,15 @@ from storage.input.partitions import DateRange
 from storage.input.tokens import TokenRules
 from storage.labelled.source import LabelledRows, read_labelled
 from storage.labelled.split import TEST, TRAIN, VALIDATION, assign_splits
+from storage.labelled.vocabulary import Outside
 
 TOKENS = [b"%d" % number * 3 for number in range(200)]
+
+
+def text(*values: bytes | None) -> pa.Array:
+    """An array of strings that are perhaps not UTF-8, as other writers may make them."""
+    stored = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())
 
 
 def sequences(rows: LabelledRows) -> list[bytes]:
@@ -90,6 +97,35 @@ def test_rows_of_a_group_stay_together(put: Callable[..., Path], data: Path) -> 
     assert set(rows.splits.tolist()) == {TRAIN, VALIDATION, TEST}
 
 
+def test_groups_from_partitions_are_as_those_of_a_column(put: Callable[..., Path], data: Path) -> None:
+    for group in range(40):
+        put(f"group={group}/a.parquet", TOKENS[5 * group : 5 * group + 5], label=["x", "y", "x", "y", "x"])
+    put("group=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"none"], label=["x"])
+    rows = read_labelled(str(data))
+    assert rows.split_by == "group and content"
+    keys = [place.split("group=")[1].split("/")[0] for place in map(rows.place, range(len(rows)))]
+    keys = [{"__HIVE_DEFAULT_PARTITION__": "none"}.get(key, key) for key in keys]
+    assert rows.splits.tolist() == assign_splits(key.encode() for key in keys).tolist()
+
+
+def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(
+    put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS, label=["x", "y"] * 100, Group=["g"] * 200)
+    with pytest.raises(SourceError, match=f"^No file of the source {data} has a column or partition 'gruop'"):
+        read_labelled(str(data), group_column="gruop")
+    assert read_labelled(str(data)).overlooked_group == "Group"
+    assert read_labelled(str(data), group_column="Group").split_by == "group"
+
+
+def test_label_and_group_inside_structs(put: Callable[..., Path], data: Path) -> None:
+    events = [{"kind": "x", "by": "g"}, None, {"kind": "y", "by": "h"}, {"kind": None, "by": "h"}]
+    put("a.parquet", TOKENS[:4], event=events)
+    rows = read_labelled(str(data), label_column="event.kind", group_column="event.by")
+    assert (rows.classes, rows.labels.tolist(), rows.split_by) == (("x", "y"), [0, 1], "group")
+    assert rows.splits.tolist() == assign_splits([b"g", b"h"]).tolist()
+
+
 def test_without_groups_equal_content_stays_together(put: Callable[..., Path], data: Path) -> None:
     put("a.parquet", TOKENS * 2, label=["x", "y"] * 200)
     rows = read_labelled(str(data))
@@ -145,8 +181,34 @@ def test_side_gives_the_rows_of_one_side(put: Callable[..., Path], data: Path) -
 def test_labels_from_partitions(put: Callable[..., Path], data: Path) -> None:
     put("label=very%20good/a.parquet", [b"1"])
     put("label=bad/a.parquet", [b"2", b"3"])
+    put("label=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"4"])
     rows = read_labelled(str(data))
-    assert (rows.classes, rows.labels.tolist()) == (("bad", "very good"), [0, 0, 1])
+    assert (rows.classes, rows.labels.tolist(), rows.num_unlabelled) == (("bad", "very good"), [0, 0, 1], 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "classes", "label_type"),
+    [
+        ({"a": ["y", "x"]}, ("x", "y"), "string"),
+        ({"a": pa.array([10, 9], pa.uint64())}, ("9", "10"), "int64"),
+        ({"a": [True, False]}, ("false", "true"), "bool"),
+        ({"label=10/a": None, "label=-9/a": None}, ("-9", "10"), "int64"),
+        ({"label=10/a": None, "label=09/a": None}, ("09", "10"), "string"),
+        ({"label=10/a": None, "b": [9]}, ("9", "10"), "int64"),
+        ({"label=10/a": None, "b": ["9"]}, ("10", "9"), "string"),
+        ({"label=true/a": None, "b": [False]}, ("false", "true"), "bool"),
+        ({"label=10/a": None, "label=9223372036854775808/a": None}, ("10", "9223372036854775808"), "string"),
+        ({"a": [2, 1], "b": pa.nulls(2), "c": pa.nulls(2, pa.string())}, ("1", "2"), "int64"),
+    ],
+)
+def test_classes_have_the_type_of_the_labels(
+    files: dict[str, object], classes: tuple[str, ...], label_type: str, put: Callable[..., Path], data: Path
+) -> None:
+    for name, labels in files.items():
+        num_rows = 2 if labels is None else len(labels)  # type: ignore[arg-type]
+        put(f"{name}.parquet", TOKENS[:num_rows], **({} if labels is None else {"label": labels}))
+    rows = read_labelled(str(data))
+    assert (rows.classes, rows.label_type) == (classes, label_type)
 
 
 def test_rows_without_label_or_tokens_are_counted_apart(put: Callable[..., Path], data: Path) -> None:
@@ -207,13 +269,93 @@ def test_missing_label_column_is_refused_with_the_file_and_what_it_has(put: Call
 
 def test_labels_of_another_type_are_refused(put: Callable[..., Path], data: Path) -> None:
     path = put("a.parquet", TOKENS[:2], label=[0.5, 1.5])
-    assert refusal(data) == f"{path}: column 'label' (label) has type double; a label must be a string or an integer."
+    assert (
+        refusal(data)
+        == f"{path}: column 'label' (label) has type double; a label must be a string, an integer or a bool."
+    )
 
 
-def test_labels_that_are_numbers_here_and_words_there_are_refused(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:1], label=["x"])
-    put("b.parquet", TOKENS[:1], label=[1])
-    assert refusal(data).startswith("The label column holds integers in some files and strings in others")
+@pytest.mark.parametrize("other", ["b.parquet", "label=x/b.parquet"])
+def test_labels_that_are_numbers_here_and_words_there_are_refused(
+    other: str, put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS[:1], label=[1])
+    words = put(other, TOKENS[:1], **({} if "=" in other else {"label": ["x"]}))
+    message = refusal(data)
+    assert message.startswith("The label column holds integers in some files and strings in others")
+    assert message.endswith(f"The first such files are {data}/a.parquet and {words}.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (text(b"x", None, b"y", b"\xff"), r"is not UTF-8: b'\xff'"),
+        (text(b"x", None, b"y", b"\xff").dictionary_encode(), r"is not UTF-8: b'\xff'"),
+        (pa.array([1, None, 2, 2**63], pa.uint64()), "is beyond int64: 9223372036854775808"),
+    ],
+    ids=lambda each: str(getattr(each, "type", "")),
+)
+def test_label_that_can_be_none_is_refused_with_file_column_and_row(
+    labels: pa.Array, what: str, put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS[:2], label=labels[:2])
+    path = put("b.parquet", TOKENS[:4], label=labels)
+    assert (
+        refusal(data) == f"{path}: column 'label' (label) has a label in row 3 that {what}; correct it or make it null."
+    )
+
+
+def test_group_that_cannot_be_read_is_refused_with_file_column_and_row(put: Callable[..., Path], data: Path) -> None:
+    path = put("a.parquet", TOKENS[:2], label=["x", "y"], group=pa.array([0, 2**62], pa.timestamp("us")))
+    assert refusal(data).startswith(f"{path}: column 'group' (group_column) has a value of type timestamp[us] in row 1")
+
+
+def test_groups_need_not_be_utf8(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", TOKENS[:2], label=["x", "y"], group=text(b"\xff", b"g"))
+    assert read_labelled(str(data)).splits.tolist() == assign_splits([b"\xff", b"g"]).tolist()
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.null()), pa.large_list(pa.null()), pa.list_(pa.null(), 2), pa.null()], ids=str
+)
+def test_file_without_any_token_has_rows_that_cannot_be_scored(
+    kind: pa.DataType, put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", TOKENS[:2], label=["x", "y"])
+    put("b.parquet", pa.array([None, None if pa.types.is_null(kind) else [None, None]], kind), label=["x", "y"])
+    rows = read_labelled(str(data))
+    assert (len(rows), rows.num_unusable) == (2, 2)
+
+
+def test_rows_outside_the_vocabulary_are_counted_and_most_of_them_are_refused(
+    put: Callable[..., Path], data: Path
+) -> None:
+    put("a.parquet", pa.array([[1], [2], [300, 1], [999, None], None]), label=["x", "y", "x", "x", "y"])
+    put("b.parquet", pa.array([[3], [400], [70_000]]), label=["x", "y", None])
+    rows = read_labelled(str(data))
+    assert (len(rows), rows.num_unusable, rows.outside) == (3, 4, Outside(2, 1, 400))
+    wider = read_labelled(str(data), rules=TokenRules(500))
+    assert (len(wider), wider.outside) == (5, None)
+    put("c.parquet", pa.array([[300]] * 6), label=["x"] * 6)
+    message = f"8 of the 13 labelled rows of the source {data} have token ids outside 0..255 (the largest is 400)"
+    assert (
+        refusal(data)
+        == f"{message}, which can't be trained on. --num-embeddings 402 makes a network that knows them all."
+    )
+    put("c.parquet", pa.array([[65_535]] * 6), label=["x"] * 6)
+    assert refusal(data).endswith("--num-embeddings may be up to 65536; number the tokens anew, the rare ones alike.")
+    put("c.parquet", pa.array([[-1]] * 6), label=["x"] * 6)
+    assert refusal(data).endswith(
+        "(the least is -1), which can't be trained on. Token ids begin with 0; number them anew."
+    )
+
+
+def test_content_has_the_same_side_in_every_vocabulary(put: Callable[..., Path], data: Path) -> None:
+    put("a.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "y"] * 100)
+    put("b.parquet", pa.array([[300, 1], [300, 2]]), label=["x", "y"])
+    narrow, wide = read_labelled(str(data)), read_labelled(str(data), rules=TokenRules(65_535))
+    assert wide.contents[:-2].tolist() == narrow.contents.tolist()
+    assert len(set(wide.contents.tolist())) == 202
 
 
 def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Callable[..., Path], data: Path) -> None:
