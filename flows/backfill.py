@@ -1,12 +1,11 @@
 """The backfill flow: a range of partitions, each a run of classify, some of them at once."""
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,33 +19,25 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling, Completed, Failed
 
 from flows.classify import classify
+from flows.operations.partition_runs import (
+    COMPLETED,
+    NO_INPUT,
+    NOT_STARTED,
+    PartitionRun,
+    ending_of,
+    find_partitions,
+    plan_partition,
+)
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress
 from flows.orchestration.runners import check_runner, open_workers, run_all
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.settings import BackfillOptions, as_flow
-from storage.errors import SourceError, StorageError
-from storage.input.partitions import Partition, PartitionRange
+from storage.input.partitions import Partition
 from storage.input.sources import refuse_nested
 from storage.locations import Location, without_credentials
-from storage.output.layout import Output
 from storage.output.manifests import read_manifest
-from storage.output.plan import Mode, plan_output
-from storage.registry.checkpoints import Registry, StoredCheckpoint
-
-_NO_INPUT, _NOT_STARTED, _PLANNED = "No input", "Not started", "Planned"
-
-
-@dataclass(frozen=True)
-class PartitionRun:
-    """What came of one partition. rows, errors, seconds: of what was scored, or in a dry run of what would be."""
-
-    partition: str
-    state: str
-    rows: int = 0
-    errors: int = 0
-    seconds: float = 0.0
-    message: str = ""
+from storage.registry.checkpoints import Registry
 
 
 def _run_name() -> str:
@@ -58,12 +49,7 @@ def _run_name() -> str:
 
 @as_flow(BackfillOptions, run_name=_run_name)
 def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
-    """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
-
-    An output that exists keeps the settings that it was made with; saying something else of it is refused.
-
-    In start and end, {scheduled-7d:%Y-%m-%d} is the day a week before the scheduled start of the run, in UTC.
-    """
+    """Find the partitions, have each of them classified, and say what came of it."""
     refuse_stored_credentials()
     check_runner(options.runner, options.address)
     if options.fan_out and options.runner != "threads":
@@ -71,13 +57,13 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
             f"the runs of {options.fan_out} bring their own runner: leave out --runner {options.runner}, or --fan-out"
         )
     refuse_nested(Location.parse(options.source), Location.parse(options.output))
-    partitions = _find_partitions(options)
+    start, end = (at_scheduled_start(value) if value else None for value in (options.start, options.end))
+    partitions = find_partitions(options.source, options.partition, start, end, options.where)
     ordered = partitions[::-1] if options.newest_first else partitions
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)  # what is refused is refused here, and not by every run
     if options.dry_run:
-        plan_one = partial(_plan, output, stored, options.mode)
-        runs = [_run(plan_one, each) for each in ordered]
+        runs = [plan_partition(output, stored, options.mode, each) for each in ordered]
     else:
         parameters: dict[str, Any] = {
             "output": options.output,
@@ -90,20 +76,10 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         }
         runs = _run_all(ordered, parameters, options)
     by_name = {run.partition: run for run in runs}
-    table = [asdict(by_name[each.name]) for each in ordered]
+    ending = ending_of([by_name[each.name] for each in ordered])
     shown = [_shown(by_name[each.name]) for each in ordered]
     create_table_artifact(shown, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
-    return _final_state(table)
-
-
-def _find_partitions(options: BackfillOptions) -> tuple[Partition, ...]:
-    """Raises SourceError if the range has none with any input."""
-    conditions = tuple((name, value) for name, _, value in (each.partition("=") for each in options.where))
-    start, end = (at_scheduled_start(value) if value else None for value in (options.start, options.end))
-    partitions = PartitionRange(options.partition, start, end, conditions).find(options.source)
-    if not any(each.exists for each in partitions):
-        raise SourceError(f"No partition of {options.source} lies in the range. Check start, end and where.")
-    return partitions
+    return (Completed if ending.is_good else Failed)(message=ending.message, data=ending.table)
 
 
 def _run_all(
@@ -130,13 +106,13 @@ def _run_all(
 
         def on_end(partition: Partition, future: Future[PartitionRun]) -> None:
             run = future.result()
-            good = run.state in ("Completed", _NO_INPUT)
+            good = run.state in (COMPLETED, NO_INPUT)
             level = logging.INFO if good else logging.ERROR
             get_run_logger().log(level, "%s: %s. %s", run.partition, run.state, run.message)
             progress.advance(1)
             runs.append(run)
             if options.fail_fast and not good:
-                runs.extend(PartitionRun(each.name, _NOT_STARTED) for each in waiting)
+                runs.extend(PartitionRun(each.name, NOT_STARTED) for each in waiting)
                 waiting.clear()
 
         run_all(waiting, submit, on_end, limit=options.parallel, progress=progress)
@@ -144,9 +120,7 @@ def _run_all(
 
 
 def _run(run_one: Callable[[Partition], PartitionRun], partition: Partition) -> PartitionRun:
-    if not partition.exists:
-        return PartitionRun(partition.name, _NO_INPUT, message=partition.why_not)
-    return run_one(partition)
+    return run_one(partition) if partition.exists else PartitionRun.without_input(partition)
 
 
 def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
@@ -193,31 +167,5 @@ def _ended(partition: Partition, state: State[Any], output: str, run_id: str) ->
 def _shown(run: PartitionRun) -> dict[str, Any]:
     """For reading. What was scored needs no words, and what may be long comes last, since cells do not wrap."""
     counts = {"rows": f"{run.rows:,}", "errors": f"{run.errors:,}", "seconds": f"{run.seconds:.1f}"}
-    message = "" if run.state == "Completed" and run.rows else run.message
+    message = "" if run.state == COMPLETED and run.rows else run.message
     return {"partition": run.partition, "state": run.state, **counts, "message": message}
-
-
-def _plan(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:
-    """What a run would do, from footers alone."""
-    try:
-        planned = plan_output(partition.place, output)
-        reasons = planned.reasons(stored.id)
-    except StorageError as error:
-        return PartitionRun(partition.name, "Failed", message=str(error))
-    rows = sum(each.shard.num_rows for each in planned.selected(reasons, mode))
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(Counter(reasons.values()).items()))
-    return PartitionRun(partition.name, _PLANNED, rows=rows, message=f"shards: {counts}")
-
-
-def _final_state(table: list[dict[str, Any]]) -> State[list[dict[str, Any]]]:
-    counts = Counter(row["state"] for row in table)
-    failed = [row for row in table if row["state"] not in ("Completed", _NO_INPUT, _PLANNED, _NOT_STARTED)]
-    if counts[_PLANNED] and not failed:
-        rows = sum(row["rows"] for row in table)
-        return Completed(message=f"{rows:,} rows of {counts[_PLANNED]} partitions would be scored.", data=table)
-    others = [f"{counts[name]} {name.lower()}" for name in (_NO_INPUT, _NOT_STARTED) if counts[name]]
-    summary = ", ".join([f"{counts['Completed']} of {len(table)} partitions completed", *others])
-    if failed:
-        first = f"First: {failed[0]['partition']}: {failed[0]['message']}"
-        return Failed(message=f"{summary}, {len(failed)} failed. {first}", data=table)
-    return Completed(message=f"{summary}.", data=table)

@@ -1,7 +1,6 @@
 """The classify flow: a plan from footers, task runs that score its shards, and a manifest of what came of it."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect import State, get_run_logger
@@ -9,47 +8,35 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from attnlstm.process import num_cores
-from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint, measure_drift
+from flows.operations.runs import ScoringOutcome, name_run, plan_run
+from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_run_ended
 from flows.orchestration.facts import counted, first_errors_in_words, run_summary
 from flows.orchestration.report import publish_report
 from flows.orchestration.runners import check_runner, open_workers
 from flows.orchestration.scheduled import at_scheduled_start
-from flows.orchestration.task_runs import ScoringOutcome, score_all
+from flows.orchestration.task_runs import score_all
 from flows.settings import ClassifyOptions, as_flow
-from storage.errors import SourceError
-from storage.locations import without_credentials
 from storage.locks import only_run
-from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest, write_manifest
+from storage.output.manifests import RunManifest, write_manifest
 from storage.output.orphans import clear_superseded
-from storage.output.plan import OutputPlan, plan_output
 from storage.registry.checkpoints import Registry
 
 
 def _run_name() -> str:
-    source = without_credentials(at_scheduled_start(flow_run.parameters["source"]))
-    return f"classify {source} {datetime.now(UTC):%m-%d %H:%M:%S}"
+    return name_run(at_scheduled_start(flow_run.parameters["source"]))
 
 
 @as_flow(ClassifyOptions, run_name=_run_name)
 def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
-    """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
-
-    Rerunning the same command is the recovery procedure: what is already scored is left as it is. An output that exists
-    keeps the settings that it was made with; saying something else of it is refused.
-
-    A scheduled start is in UTC; {scheduled-1d@Europe/Berlin:%Y-%m-%d} is the day before it in Berlin.
-    """
+    """Plan, score, and record what came of it."""
     refuse_stored_credentials()
     check_runner(options.runner, options.address)
-    started = datetime.now(UTC)
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)
-    plan = plan_output(at_scheduled_start(options.source), output)
-    _refuse_unreadable(plan)
-    source = plan.source
-    pending = plan.pending(stored.id, options.mode)
+    run = plan_run(at_scheduled_start(options.source), output, stored, options.mode)
+    plan, source, pending = run.plan, run.plan.source, run.pending
     get_run_logger().info(
         "%s: %d of %d shards to score with %s", source.root, len(pending), len(plan.shards), stored.version
     )
@@ -82,45 +69,11 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
                 clear_superseded(plan)  # what processes left that died during the run
     num_rows, num_errors = outcome.num_rows_and_errors()
     is_good = not (plan.unreadable or outcome.failures) and options.tolerates(num_errors, num_rows)
-    manifest = RunManifest(
-        run_id=str(flow_run.id),
-        run_name=str(flow_run.name),
-        state="completed" if is_good else "failed",
-        started=started.isoformat(timespec="seconds"),
-        ended=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=str(source.root / source.scope),
-        output=str(output.root),
-        mode=options.mode,
-        checkpoint=stored.version,
-        checkpoint_digest=stored.digest,
-        settings=output.settings.record(),
-        engine=outcome.engine,
-        workers=outcome.workers,
-        num_up_to_date=len(plan.shards) - len(pending),
-        seconds=round(outcome.seconds, 3),
-        shards=tuple(sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)),
-        failures=(
-            *(FailureRecord(file.file, file.reason) for file in plan.unreadable),
-            *sorted(outcome.failures, key=lambda failure: failure.name),
-        ),
-        evaluation=outcome.evaluation(),
-        drift=measure_drift(stored.card, (scored.observed for scored in outcome.scored)),
-        passed_over=plan.source.passed_over[:FIRST_PASSED_OVER],
-        num_passed_over=len(plan.source.passed_over),
-        notes=plan.notes,
-    )
+    manifest = run.manifest(str(flow_run.id), str(flow_run.name), outcome, is_good=is_good)
     write_manifest(output.root, manifest)
     publish_report(manifest)
     emit_run_ended(manifest)
     return _final_state(manifest, options.max_errors)
-
-
-def _refuse_unreadable(plan: OutputPlan) -> None:
-    """Raises SourceError if no file of the input can be read."""
-    if not plan.shards:
-        first, others = plan.unreadable[0], len(plan.unreadable) - 1
-        more = f" None of the {others} other files can be read either." if others else ""
-        raise SourceError(f"{plan.source.root / first.file}: {first.reason}.{more}")
 
 
 def _final_state(manifest: RunManifest, max_errors: str) -> State[dict[str, Any]]:

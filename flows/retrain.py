@@ -35,10 +35,7 @@ def _run_name() -> str:
 
 @as_flow(RetrainOptions, run_name=_run_name)
 def retrain(options: RetrainOptions) -> State[dict[str, Any]]:
-    """Train on labelled Parquet and publish a checkpoint. It becomes champion if it is shown to be no worse.
-
-    Running the same command again goes on with a training that was stopped, and trains nothing that is trained.
-    """
+    """Train, judge, and record what was decided."""
     refuse_stored_credentials()
     started = datetime.now(UTC)
     labelled = LabelledSource(

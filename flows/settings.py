@@ -2,7 +2,8 @@
 
 The flows' parameters and Prefect's form, the command line, `plan`, and the record in an output's `_dataset.json` all
 derive from the models here. To add an option, add a field to the model that it belongs to and use it where the model
-is used. Knows nothing about what is done with an option, and imports neither Prefect nor torch.
+is used. The docstring of a command's model is the command's help and its flow's description. Knows nothing about what
+is done with an option, and imports neither Prefect nor torch.
 """
 
 import functools
@@ -175,7 +176,13 @@ class PlanOptions(OutputOptions, TargetOptions):
 
 
 class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, PlanOptions):
-    """The options of `classify`."""
+    """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
+
+    Rerunning the same command is the recovery procedure: what is already scored is left as it is. An output that exists
+    keeps the settings that it was made with; saying something else of it is refused.
+
+    A scheduled start is in UTC; {scheduled-1d@Europe/Berlin:%Y-%m-%d} is the day before it in Berlin.
+    """
 
 
 class RangeOptions(Options):
@@ -199,14 +206,22 @@ class RangeOptions(Options):
 
 
 class BackfillOptions(RunnerOptions, OutputOptions, ToleranceOptions, RangeOptions, TargetOptions):
-    """The options of `backfill`."""
+    """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
+
+    An output that exists keeps the settings that it was made with; saying something else of it is refused.
+
+    In start and end, {scheduled-7d:%Y-%m-%d} is the day a week before the scheduled start of the run, in UTC.
+    """
 
     source: Place = option(..., "Folder or URI with Hive partitions, such as date=2026-11-01.")
     output: Place = option(..., "Folder or URI for predictions, attention and manifests; the same for all partitions.")
 
 
 class RetrainOptions(Options):
-    """The options of `retrain`."""
+    """Train on labelled Parquet and publish a checkpoint. It becomes champion if it is shown to be no worse.
+
+    Running the same command again goes on with a training that was stopped, and trains nothing that is trained.
+    """
 
     source: Place = option(..., "Parquet file, folder, glob or URI with labelled token sequences.")
     also: list[Place] = option([], "More places of labelled rows, such as corrections.")
@@ -264,8 +279,9 @@ Result = TypeVar("Result")
 def takes(options: type[AnyOptions]) -> Callable[[Callable[[AnyOptions], Result]], Callable[..., Result]]:
     """A decorator: makes a function of one model of options a function of flat parameters, one for each option.
 
-    Options without a default may be given by position, all others by name. The signature has their types and bounds,
-    and the docstring describes them under `Args:`, from where Prefect's form and the command line take their help.
+    Options without a default may be given by position, all others by name. The signature has their types and bounds.
+    The docstring is that of the model and describes the options under `Args:`, from where Prefect's form and the
+    command line take their help.
     Calling it raises pydantic's ValidationError on a bad value.
     """
 
@@ -281,7 +297,7 @@ def takes(options: type[AnyOptions]) -> Callable[[Callable[[AnyOptions], Result]
             return function(options(**signature.bind(*args, **given).arguments))
 
         lines = [f"    {name}: {field.description}" for name, field in options.model_fields.items()]
-        flat.__doc__ = "\n".join([f"{inspect.getdoc(function) or ''}\n\nArgs:", *lines])
+        flat.__doc__ = "\n".join([f"{inspect.getdoc(options) or ''}\n\nArgs:", *lines])
         flat.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
         flat.__annotations__["return"] = signature.return_annotation
         flat.__signature__ = signature  # type: ignore[attr-defined]
@@ -295,12 +311,12 @@ def as_flow(
 ) -> Callable[[Callable[[AnyOptions], Result]], "Flow[..., Result]"]:
     """A decorator: makes a function of one model of options a Prefect flow, whose parameters are flat as in `takes`.
 
-    The flow is named like the function, and described by its docstring.
+    The flow is named like the function, and described by the docstring of the model.
     """
     from prefect import flow
 
     def decorate(function: Callable[[AnyOptions], Result]) -> "Flow[..., Result]":
-        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        paragraphs = (inspect.getdoc(options) or "").split("\n\n")
         description = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # lines are not folded there
         as_prefect = flow(name=function.__name__, flow_run_name=run_name, description=description)
         made: Flow[..., Result] = as_prefect(takes(options)(function))

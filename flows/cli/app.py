@@ -39,9 +39,6 @@ _CHECKPOINT_COMMANDS = {
     "checkpoints:prune": "Remove old ones, and what killed runs left.",
 }
 
-# They need Prefect, and a server if none is configured. `serve` starts one of its own, on a port that its options name.
-_RUN_FLOWS = {"demo", "retrain", "classify", "backfill"}
-
 app = App(
     name="attnlstm",
     help="Batch classification of token sequences in Parquet with an attention-LSTM, run as Prefect flows.",
@@ -98,10 +95,6 @@ def _run(words: Sequence[str]) -> int:
     # Before a command is imported, and with it Prefect, which reads its settings then.
     _prepare_process(verbose)
     try:
-        if _runs_flows(words):
-            from flows.cli.server import begin_prefect
-
-            begin_prefect()  # it starts while the command is imported
         code: int | None = app.meta(words)
         return code or DONE
     except CycloptsError:
@@ -114,19 +107,6 @@ def _run(words: Sequence[str]) -> int:
             traceback.print_exception(error)
         print(f"Error: {error_message(error)}", file=sys.stderr)
         return FAILED
-
-
-def _runs_flows(words: Sequence[str]) -> bool:
-    """Whether these words are a command that runs flows, as cyclopts parses them.
-
-    It parses them here by names alone: `app` would import the command that it finds.
-    """
-    names = App(default_parameter=app.default_parameter)
-    for name in _RUN_FLOWS:
-        names.command(App(name=name))
-    names.meta.default(_launch)
-    chain, _, others = names.meta.parse_commands(words)
-    return bool(_RUN_FLOWS.intersection(chain[:1])) and {*app.help_flags}.isdisjoint([*chain, *others])
 
 
 def error_message(error: BaseException) -> str:

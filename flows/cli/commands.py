@@ -1,61 +1,99 @@
 """The commands that run something: the three flows in this process, and the sample of real files.
 
-Owns what is printed when they have ended. A flow's options are its own, and so is what it does.
+Owns what is printed when they have ended. A flow's options are its own, and so is what it does. A flow is imported, and
+Prefect with it, once its command is known to need it and its server is starting.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+import importlib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import Flow, State
-from prefect.exceptions import FailedRun
 from pydantic import Field
 
-import flows.backfill
-import flows.classify
-import flows.retrain
-from flows.cli import DONE, FAILED
+from flows.cli import DONE, FAILED, server
 from flows.cli.checkpoints import card_facts
 from flows.cli.printing import Printer, printer, progress
 from flows.cli.sample import write_sample
-from flows.cli.server import start_prefect
+from flows.cli.without_prefect import backfill_nothing, classify_nothing
+from flows.operations.partition_runs import COMPLETED
 from flows.orchestration.credentials import refuse_credentials
 from flows.orchestration.facts import run_facts
+from flows.settings import BackfillOptions, ClassifyOptions, Options, RetrainOptions, takes
 from storage.locations import Location
 from storage.output.manifests import RunManifest, read_manifest
 from storage.registry.checkpoints import Registry
 
-Ending = Callable[[Printer, State[Any], Mapping[str, Any]], None]
+if TYPE_CHECKING:
+    from prefect import State
 
 
-def _as_command(flow: Flow[..., Any], show_ending: Ending) -> Callable[..., int]:
-    """A command with the flow's own signature and help. show_ending: prints what its final state has to say."""
-
-    @functools.wraps(flow.fn)
-    def command(*args: Any, **options: Any) -> int:
-        bound = inspect.signature(flow.fn).bind(*args, **options)
-        bound.apply_defaults()
-        refuse_credentials(bound.arguments)  # before a run exists
-        start_prefect()
-        state: State[Any] = cast(Any, flow)(*bound.args, **bound.kwargs, return_state=True)
-        outcome: Any = state.result(raise_on_failure=False)
-        if isinstance(outcome, Exception) and not isinstance(outcome, FailedRun):
-            raise outcome
-        show_ending(printer(), state, bound.arguments)
-        return DONE if state.is_completed() else FAILED
-
-    return command
-
-
-def _show_classified(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
-    manifest = read_manifest(Location.parse(options["output"]), str(state.state_details.flow_run_id))
-    if manifest is None:
-        _show_message(to, state)
+@takes(ClassifyOptions)
+def classify(options: ClassifyOptions) -> int:
+    """As a flow run or, where there is nothing to do and no server is configured, without one."""
+    _refuse_credentials(options)
+    if not server.is_configured() and (manifest := classify_nothing(options)):
+        show_run(printer(), manifest)
+        return DONE
+    state = _run_flow("classify", options)
+    found = read_manifest(Location.parse(options.output), str(state.state_details.flow_run_id))
+    if found is None:
+        _show_message(state)
     else:
-        show_run(to, manifest)
+        show_run(printer(), found)
+    return _code(state)
+
+
+@takes(BackfillOptions)
+def backfill(options: BackfillOptions) -> int:
+    """As flow runs or, where there is nothing to do and no server is configured, without any."""
+    _refuse_credentials(options)
+    if not server.is_configured() and (ending := backfill_nothing(options)):
+        show_partitions(printer(), ending.table)
+        _show_text(ending.message, is_good=ending.is_good)
+        return DONE if ending.is_good else FAILED
+    state = _run_flow("backfill", options)
+    runs: Any = state.result(raise_on_failure=False)
+    if isinstance(runs, list):
+        show_partitions(printer(), runs)
+    _show_message(state)
+    return _code(state)
+
+
+@takes(RetrainOptions)
+def retrain(options: RetrainOptions) -> int:
+    """As a flow run."""
+    _refuse_credentials(options)
+    state = _run_flow("retrain", options)
+    result = state.result()
+    stored = Registry.open(options.registry).load(result["version"])
+    decision = {"promoted": "champion"}.get(result["outcome"], result["outcome"])
+    facts = card_facts(stored.card) | {"checkpoint": str(stored.location), decision: state.message or ""}
+    printer().facts(facts)
+    return _code(state)
+
+
+def _refuse_credentials(options: Options) -> None:
+    refuse_credentials(options.model_dump())  # before a run exists
+
+
+def _run_flow(name: str, options: Options) -> "State[Any]":
+    """The final state of a run of a flow in this process. Raises what ended it, if the state does not tell."""
+    server.begin_prefect()  # it starts while the flow is imported
+    flow: Any = getattr(importlib.import_module(f"flows.{name}"), name)
+    server.start_prefect()
+    state: State[Any] = flow(**options.model_dump(), return_state=True)
+    outcome: Any = state.result(raise_on_failure=False)
+
+    from prefect.exceptions import FailedRun
+
+    if isinstance(outcome, Exception) and not isinstance(outcome, FailedRun):
+        raise outcome
+    return state
+
+
+def _code(state: "State[Any]") -> int:
+    return DONE if state.is_completed() else FAILED
 
 
 def show_run(to: Printer, manifest: RunManifest) -> None:
@@ -63,13 +101,6 @@ def show_run(to: Printer, manifest: RunManifest) -> None:
     to.facts(run_facts(manifest))
     failures = [("failed", f"{failure.name}: {failure.reason}") for failure in manifest.failures]
     to.lines(failures, rest="failures", kept_in="the manifest")
-
-
-def _show_backfilled(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
-    runs: Any = state.result(raise_on_failure=False)
-    if isinstance(runs, list):
-        show_partitions(to, runs)
-    _show_message(to, state)
 
 
 def show_partitions(to: Printer, runs: list[dict[str, Any]]) -> None:
@@ -81,28 +112,19 @@ def show_partitions(to: Printer, runs: list[dict[str, Any]]) -> None:
             f"{run['rows']:,}",
             f"{run['errors']:,}",
             f"{run['seconds']:.1f}",
-            "" if run["state"] == "Completed" else run["message"],
+            "" if run["state"] == COMPLETED else run["message"],
         )
         for run in runs
     ]
     to.table(("partition", "state", "rows", "errors", "seconds", ""), rows)
 
 
-def _show_retrained(to: Printer, state: State[Any], options: Mapping[str, Any]) -> None:
-    result = state.result()
-    stored = Registry.open(options["registry"]).load(result["version"])
-    decision = {"promoted": "champion"}.get(result["outcome"], result["outcome"])
-    to.facts(card_facts(stored.card) | {"checkpoint": str(stored.location), decision: state.message or ""})
+def _show_message(state: "State[Any]") -> None:
+    _show_text(state.message or state.name or "done", is_good=state.is_completed())
 
 
-def _show_message(to: Printer, state: State[Any]) -> None:
-    show = to.say if state.is_completed() else to.complain
-    show(state.message or state.name or "done")
-
-
-classify = _as_command(flows.classify.classify, _show_classified)
-backfill = _as_command(flows.backfill.backfill, _show_backfilled)
-retrain = _as_command(flows.retrain.retrain, _show_retrained)
+def _show_text(text: str, *, is_good: bool) -> None:
+    (printer().say if is_good else printer().complain)(text)
 
 
 def sample(

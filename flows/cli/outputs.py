@@ -30,14 +30,13 @@ _REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
 
 
 class PlanCommandOptions(PlanOptions):
-    """The options of `plan`: those of classify that its plan depends on, and how it is printed."""
+    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing."""
 
     as_json: AsJson = option(False, "Print JSON, for scripts, with every shard.")
 
 
 @takes(PlanCommandOptions)
 def plan(options: PlanCommandOptions) -> int:
-    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing."""
     output = options.open_output(options.output)
     stored = Registry.open(options.registry).load(options.checkpoint)
     planned = plan_output(options.source, output)

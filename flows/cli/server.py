@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 # The first start of a server migrates its database, which takes half a minute on a slow disk.
 _START_SECONDS = 180
@@ -95,14 +97,39 @@ def begin_prefect(page_port: int | None = None) -> None:
     page_port: as in `CommandServer`.
     """
     global _server
-    _find_home()
-    import prefect.context
-    from prefect.settings import get_current_settings
-
-    if _server is None and not get_current_settings().api.url:  # an empty one overrides the profile
+    if _server is None and not is_configured():
         _server = CommandServer(page_port)
         os.environ["PREFECT_API_URL"] = _server.api_url
-        prefect.context.refresh_global_settings_context()
+        if "prefect.context" in sys.modules:
+            sys.modules["prefect.context"].refresh_global_settings_context()
+
+
+def is_configured() -> bool:
+    """Whether the environment or Prefect's profile names a server.
+
+    Prefect knows, and takes a second to be imported: it is asked where it is there already, or something may name one.
+    """
+    _find_home()
+    if "prefect.settings" not in sys.modules and not _may_be_configured():
+        return False
+    from prefect.settings import get_current_settings
+
+    return bool(get_current_settings().api.url)
+
+
+def _may_be_configured() -> bool:
+    """Whether anything is said of an API or of profiles, wherever Prefect looks: see `prefect.settings.sources`."""
+    said = {name.upper(): value for name, value in os.environ.items()}
+    if said.get("PREFECT_API_URL") is not None:
+        return said["PREFECT_API_URL"] != ""  # an empty one overrides the profile
+    if any(name.startswith(("PREFECT_API", "PREFECT_PROFILE")) for name in said):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    words = {Path(".env"): "prefect", Path("prefect.toml"): "", home / "profiles.toml": "api"}
+    if any(path.is_file() and word in path.read_text(errors="replace").lower() for path, word in words.items()):
+        return True
+    project = Path("pyproject.toml")
+    return project.is_file() and "prefect" in tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {})
 
 
 def _find_home() -> None:

@@ -2,14 +2,11 @@
 
 Owns the type of parameters that name a place, and what happens to a run that was given credentials in one. Object
 stores take their credentials from the environment, which a work pool's job template can fill from Prefect's secret
-blocks; nothing here knows them.
+blocks; nothing here knows them. Prefect is imported late, for commands that ask without it.
 """
 
 from collections.abc import Mapping
 from typing import Any
-
-from prefect import get_client
-from prefect.runtime import flow_run
 
 from storage.errors import StorageError
 from storage.locations import holds_credentials, without_credentials
@@ -37,6 +34,9 @@ def refuse_stored_credentials() -> None:
 
     Raises CredentialsError, and the credentials should be replaced, since databases and backups forget slowly.
     """
+    from prefect import get_client
+    from prefect.runtime import flow_run
+
     parameters = flow_run.parameters
     try:
         refuse_credentials(parameters)

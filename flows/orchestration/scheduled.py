@@ -5,14 +5,13 @@
     data/date={scheduled-1d@Europe/Berlin:%Y-%m-%d}  the day before it in Berlin
 
 Single braces: Prefect's own templates have double ones. Owns what such a field means; knows nothing about the places
-that hold it. Where a run has no schedule, its scheduled start is when it was asked for.
+that hold it. Where a run has no schedule, its scheduled start is when it was asked for. Prefect is imported late, for
+commands that plan without it.
 """
 
 import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-from prefect.runtime import flow_run
 
 _FIELD = re.compile(r"\{(scheduled\b[^{}]*)\}")
 _PARTS = re.compile(
@@ -24,6 +23,8 @@ _EXAMPLE = "{scheduled-1d@Europe/Berlin:%Y-%m-%d}"
 
 def at_scheduled_start(text: str) -> str:
     """`text` with the scheduled start of the current flow run in place of its fields. Raises ValueError as `fill`."""
+    from prefect.runtime import flow_run
+
     return fill(text, flow_run.scheduled_start_time)
 
 

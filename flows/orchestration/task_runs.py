@@ -9,7 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from prefect import State, Task, get_run_logger, task
@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Failed
 
-from attnlstm.evaluation.metrics import accuracy_and_macro_f1
+from flows.operations.runs import ScoringOutcome
 from flows.operations.score import (
     LoadedCheckpoint,
     ScoredShard,
@@ -100,27 +100,6 @@ def _score(
 
 def _is_retried(error: Exception) -> bool:
     return may_pass(error) and task_run.run_count <= _RETRIES
-
-
-@dataclass
-class ScoringOutcome:
-    """What the shards of a run gave. workers: how many there were at a time. seconds: from the first to the last."""
-
-    workers: int
-    engine: str = ""
-    seconds: float = 0.0
-    scored: list[ScoredShard] = field(default_factory=list)
-    failures: list[FailureRecord] = field(default_factory=list)
-
-    def num_rows_and_errors(self) -> tuple[int, int]:
-        """Rows that were scored, and those of them that have no prediction."""
-        records = [scored.record for scored in self.scored]
-        return sum(each.num_rows for each in records), sum(sum(each.errors.values()) for each in records)
-
-    def evaluation(self) -> dict[str, float] | None:
-        """Measures against the true classes; None where no shard has any."""
-        tables = [scored.confusion for scored in self.scored if scored.confusion is not None]
-        return accuracy_and_macro_f1(sum(tables[1:], start=tables[0])) if tables else None
 
 
 def score_all(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.cli.app import _runs_flows, error_message
+from flows.cli.app import error_message
 from storage.errors import SourceError
 
 Run = Callable[..., Any]
@@ -189,29 +189,6 @@ def test_wrong_use_ends_with_2_and_starts_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("words", "runs_flows"),
-    [
-        ("classify in out", True),
-        ("--verbose backfill in out", True),
-        ("retrain in --label-column plan", True),
-        ("demo", True),
-        ("plan backfill out", False),
-        ("sample classify --rows 9", False),
-        ("checkpoints show demo", False),
-        ("serve in out", False),  # which starts one of its own
-        ("classify --help", False),
-        ("classify in out -h", False),
-        ("--help", False),
-        ("--version", False),
-        ("", False),
-        ("shrink", False),
-    ],
-)
-def test_a_command_brings_a_server_because_of_its_name_and_not_of_other_words(words: str, runs_flows: bool) -> None:
-    assert _runs_flows(words.split()) == runs_flows
-
-
 def test_sample_is_written_and_summed_up(attnlstm: Run, tmp_path: Path) -> None:
     ended = attnlstm("sample", str(tmp_path / "sample"), "--rows", "80", "--fragment-bytes", "64", "--days", "2")
 
@@ -227,6 +204,7 @@ def test_sample_is_written_and_summed_up(attnlstm: Run, tmp_path: Path) -> None:
         (["--version"], importlib.metadata.version("attnlstm"), {"prefect", "torch", "pyarrow", "polars"}),
         (["verify", "--help"], "--deep", {"prefect", "torch"}),
         (["serve", "--help"], "0 3 * * 0", {"prefect", "torch"}),
+        (["classify", "--help"], "--max-errors", {"prefect", "torch", "polars"}),
         (["checkpoints", "prune", "--help"], "--history", {"prefect", "torch", "polars"}),
         (["checkpoints", "list", "--registry", "{registry}"], "champion since", {"prefect", "torch", "polars"}),
         (

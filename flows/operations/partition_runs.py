@@ -1,0 +1,83 @@
+"""The partitions of a backfill apart from who runs them: which there are, what came of each, and of all of them.
+
+What a run of one partition does is what a run of classify does. Knows nothing of how many run at once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from storage.errors import SourceError, StorageError
+from storage.input.partitions import Partition, PartitionRange
+from storage.output.layout import Output
+from storage.output.plan import Mode, plan_output
+from storage.registry.checkpoints import StoredCheckpoint
+
+COMPLETED, NO_INPUT, NOT_STARTED, PLANNED = "Completed", "No input", "Not started", "Planned"
+
+
+@dataclass(frozen=True)
+class PartitionRun:
+    """What came of one partition. rows, errors, seconds: of what was scored, or in a dry run of what would be."""
+
+    partition: str
+    state: str
+    rows: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+    @classmethod
+    def without_input(cls, partition: Partition) -> "PartitionRun":
+        return cls(partition.name, NO_INPUT, message=partition.why_not)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What came of a backfill. table: a row for each partition, in the order in which they were asked for."""
+
+    is_good: bool
+    message: str
+    table: list[dict[str, Any]]
+
+
+def find_partitions(
+    source: str, column: str, start: str | None, end: str | None, where: Sequence[str]
+) -> tuple[Partition, ...]:
+    """Raises SourceError if the range has none with any input. where: conditions such as region=eu."""
+    conditions = tuple((name, value) for name, _, value in (each.partition("=") for each in where))
+    partitions = PartitionRange(column, start, end, conditions).find(source)
+    if not any(each.exists for each in partitions):
+        raise SourceError(f"No partition of {source} lies in the range. Check start, end and where.")
+    return partitions
+
+
+def plan_partition(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:
+    """What a run would do, from footers alone."""
+    if not partition.exists:
+        return PartitionRun.without_input(partition)
+    try:
+        planned = plan_output(partition.place, output)
+        reasons = planned.reasons(stored.id)
+    except StorageError as error:
+        return PartitionRun(partition.name, "Failed", message=str(error))
+    rows = sum(each.shard.num_rows for each in planned.selected(reasons, mode))
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(Counter(reasons.values()).items()))
+    return PartitionRun(partition.name, PLANNED, rows=rows, message=f"shards: {counts}")
+
+
+def ending_of(runs: Sequence[PartitionRun]) -> Ending:
+    """What came of all of them."""
+    counts = Counter(run.state for run in runs)
+    failed = [run for run in runs if run.state not in (COMPLETED, NO_INPUT, PLANNED, NOT_STARTED)]
+    table = [asdict(run) for run in runs]
+    if counts[PLANNED] and not failed:
+        rows = sum(run.rows for run in runs)
+        return Ending(True, f"{rows:,} rows of {counts[PLANNED]} partitions would be scored.", table)
+    others = [f"{counts[name]} {name.lower()}" for name in (NO_INPUT, NOT_STARTED) if counts[name]]
+    summary = ", ".join([f"{counts[COMPLETED]} of {len(runs)} partitions completed", *others])
+    if failed:
+        first = f"First: {failed[0].partition}: {failed[0].message}"
+        return Ending(False, f"{summary}, {len(failed)} failed. {first}", table)
+    return Ending(True, f"{summary}.", table)
