@@ -105,7 +105,7 @@ def _publish(registry: Registry, version: str, promotion: Promotion, started: da
         "version": version,
         "outcome": promotion.outcome,
         "why": promotion.why,
-        "judgement": promotion.record,
+        "judgement": promotion.judgement.record() if promotion.judgement else {},
     }
     manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     registry.run_record(str(flow_run.id)).write_bytes(manifest.encode())

@@ -108,13 +108,14 @@ def slow_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from attnlstm.checkpoint import to_files
     from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
+    from storage.registry.cards import Card
     from storage.registry.checkpoints import Registry
 
     torch.manual_seed(3)
     network = AttentionLSTM(ModelConfig(hidden_size=64, classes=("x", "y", "z")))
     folder = tmp_path_factory.mktemp("slow") / "registry"
     registry = Registry.open(str(folder))
-    registry.promote(registry.publish(to_files(network), {"test": {}}, "").version, "for the test")
+    registry.promote(registry.publish(to_files(network), Card(), "").version, "for the test")
     return folder
 
 

@@ -5,7 +5,7 @@ imported only where networks score.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ def _known(
 
 def evaluate(
     probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], classes: tuple[str, ...]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Figures that fit into JSON.
 
     probabilities: float (N, C), rows sum to 1. labels: integer (N,), in 0 .. C - 1. classes: C names.

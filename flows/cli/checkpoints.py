@@ -6,7 +6,7 @@ are quick; only `compare --source` loads the model.
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -15,9 +15,13 @@ from flows.cli import DONE
 from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
+from storage.registry.cards import Card, Figures
 from storage.registry.checkpoints import CHAMPION, Registry
 from storage.registry.retention import Removable, find_removable
 from storage.registry.retention import prune as remove_old
+
+if TYPE_CHECKING:
+    from flows.operations.promote import Compared
 
 _MEASURES = {
     "accuracy": "accuracy",
@@ -59,7 +63,7 @@ def show(checkpoint: str = CHAMPION, *, registry: str = "registry", as_json: AsJ
     opened = Registry.open(registry)
     card = opened.card(_version(opened, checkpoint))
     alias = opened.alias()
-    since = f"since {alias.since}: {alias.why}" if alias and alias.version == card["version"] else None
+    since = f"since {alias.since}: {alias.why}" if alias and alias.version == card.version else None
     show_card(printer(as_json), card, since)
     return DONE
 
@@ -116,16 +120,14 @@ def compare(
     """
     opened = Registry.open(registry)
     if source is None:
-        record = compare_cards(opened.card(_version(opened, a)), opened.card(_version(opened, b)))
-    else:
-        from flows.operations.promote import compare_checkpoints, read_for
-        from storage.labelled.source import LabelledSource
+        show_cards(printer(as_json), opened.card(_version(opened, a)), opened.card(_version(opened, b)))
+        return DONE
+    from flows.operations.promote import compare_checkpoints, read_for
+    from storage.labelled.source import LabelledSource
 
-        old, new = opened.load(a), opened.load(b)
-        rows = read_for(LabelledSource(source, tokens_column, label_column, group_column), old, new)
-        record = {"a": old.version, "b": new.version}
-        record |= compare_checkpoints(old, new, rows, metric).record()
-    show_comparison(printer(as_json), record)
+    old, new = opened.load(a), opened.load(b)
+    rows = read_for(LabelledSource(source, tokens_column, label_column, group_column), old, new)
+    show_compared(printer(as_json), old.version, new.version, compare_checkpoints(old, new, rows, metric))
     return DONE
 
 
@@ -162,20 +164,18 @@ def _version(registry: Registry, checkpoint: str) -> str:
 
 def _row(registry: Registry, version: str, is_champion: bool) -> dict[str, Any]:
     """What the list says of a version. A damaged card is no reason not to list the others."""
-    card: dict[str, Any] = {}
-    damage = None
+    card, damage = Card(), None
     try:
         card = registry.card(version)
     except RegistryError as error:
         damage = str(error)
-    test = card.get("test", {})
     return {
         "version": version,
         "champion": is_champion,
-        "judged": card.get("judgement", {}).get("outcome"),
-        "accuracy": test.get("accuracy"),
-        "macro_f1": test.get("macro_f1"),
-        "source": card.get("data", {}).get("source"),
+        "judged": card.judgement.outcome if card.judgement else None,
+        "accuracy": card.test.accuracy if card.test else None,
+        "macro_f1": card.test.macro_f1 if card.test else None,
+        "source": card.data.source if card.data else None,
         "damage": damage,
     }
 
@@ -192,101 +192,100 @@ def show_list(to: Printer, rows: Sequence[dict[str, Any]]) -> None:
         to.table(("version", "", "accuracy", "macro-F1", "trained on"), shown)
 
 
-def show_card(to: Printer, card: dict[str, Any], champion: str | None) -> None:
+def show_card(to: Printer, card: Card, champion: str | None) -> None:
     """One checkpoint. champion: since when it is that and why, if it is."""
-    to.record(card)
+    to.record(card.record())
     facts = {"champion": champion} if champion else {}
-    facts |= {"version": card["version"]} | card_facts(card)
-    if judgement := card.get("judgement"):
-        facts[judgement["outcome"]] = f"{judgement['at']}: {judgement['why']}"
+    facts |= {"version": card.version} | card_facts(card)
+    if judgement := card.judgement:
+        facts[judgement.outcome] = f"{judgement.at}: {judgement.why}"
     to.facts(facts)
-    if per_class := card.get("test", {}).get("per_class"):
+    if card.test and card.test.per_class:
         rows = [
-            (name, *(f"{figures[each]:.4f}" for each in ("precision", "recall", "f1")), f"{figures['num_rows']:,}")
-            for name, figures in per_class.items()
+            (name, f"{of.precision:.4f}", f"{of.recall:.4f}", f"{of.f1:.4f}", f"{of.num_rows:,}")
+            for name, of in card.test.per_class.items()
         ]
         to.table(("class", "precision", "recall", "F1", "test rows"), rows, rest="classes")
 
 
-def card_facts(card: dict[str, Any]) -> dict[str, str]:
+def card_facts(card: Card) -> dict[str, str]:
     """What a checkpoint was trained on, how that went, and how good it is on test rows, as far as its card says."""
-    test, data, training = card.get("test", {}), card.get("data", {}), card.get("training", {})
     facts = {}
-    if data:
-        rows = ", ".join(f"{name} {count:,}" for name, count in data["rows"].items())
-        sources = ", ".join([data["source"], *data.get("also", [])])
-        facts["trained on"] = f"{sources}: {rows} rows, split by {data['split_by']}"
-    if training:
+    if data := card.data:
+        rows = ", ".join(f"{name} {count:,}" for name, count in data.rows.items())
+        facts["trained on"] = f"{', '.join([data.source, *data.also])}: {rows} rows, split by {data.split_by}"
+    if training := card.training:
         facts["training"] = (
-            f"{len(training['epochs'])} epochs in {training['seconds']:.0f} s, the best was {training['best_epoch']}; "
-            f"stopped by {training['stopped_by']}, from {training['started_from']}"
+            f"{len(training.epochs)} epochs in {training.seconds:.0f} s, the best was {training.best_epoch}; "
+            f"stopped by {training.stopped_by}, from {training.started_from}"
         )
-    if test:
-        measures = [f"{text} {test[name]:.4f}" for name, text in _MEASURES.items() if test.get(name) is not None]
-        if "majority_accuracy" in test:
-            measures.append(f"commonest class {test['majority_accuracy']:.4f}")
-        facts["test"] = f"{', '.join(measures)}, on {counted(test.get('num_rows', 0), 'row')}"
+    if test := card.test:
+        measures = [f"{text} {value:.4f}" for text, value in _measures(test).items()]
+        measures.append(f"commonest class {test.majority_accuracy:.4f}")
+        facts["test"] = f"{', '.join(measures)}, on {counted(test.num_rows, 'row')}"
     return facts
 
 
-def compare_cards(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What two cards say, side by side.
-
-    same_rows: whether both were measured on the same number of the same source's rows, without which the figures can't
-    be held against each other.
-    """
-    data = [{name: card.get("data", {}).get(name) for name in ("source", "also", "since", "rows")} for card in (a, b)]
-    return {
-        "a": a["version"],
-        "b": b["version"],
-        "same_rows": data[0] == data[1],
-        "champion": a.get("test", {}),
-        "challenger": b.get("test", {}),
-        "settings": _differing(a, b),
-    }
+def _measures(figures: Figures) -> dict[str, float]:
+    """The figures of all classes that there are, by their names for people."""
+    found = {text: getattr(figures, name) for name, text in _MEASURES.items()}
+    return {text: value for text, value in found.items() if value is not None}
 
 
-def show_comparison(to: Printer, record: dict[str, Any]) -> None:
-    """What `compare_cards` says, or a comparison on the same rows."""
-    to.record(record)
-    a, b = record["champion"], record["challenger"]
-    figures = [(text, a.get(name), b.get(name)) for name, text in _MEASURES.items()]
-    figures += [
-        (f"F1 of {name}", per_class["f1"], b.get("per_class", {}).get(name, {}).get("f1"))
-        for name, per_class in list(a.get("per_class", {}).items())[:MOST_LISTED]
-    ]
-    rows = [
-        (text, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
-        for text, before, after in figures
-        if before is not None and after is not None
-    ]
-    to.table(("", record["a"], record["b"], "change"), rows)
-    if "difference" in record:
-        _show_tests(to, record)
-        return
-    for name, (before, after) in record["settings"].items():
+def show_cards(to: Printer, a: Card, b: Card) -> None:
+    """What two cards say, side by side."""
+    settings = _differing(a, b)
+    # Without the same rows of the same sources, figures can't be held against each other.
+    same_rows = _rows_of(a) == _rows_of(b)
+    record = {"a": a.version, "b": b.version, "same_rows": same_rows}
+    record |= {name: card.test.record() if card.test else {} for name, card in (("champion", a), ("challenger", b))}
+    to.record(record | {"settings": settings})
+    _show_figures(to, (a.version, b.version), a.test, b.test)
+    for name, (before, after) in settings.items():
         to.say(f"{name}: {before}, then {after}")
-    if not record["same_rows"]:
+    if not same_rows:
         to.say("These figures are of other rows each; --source compares both on the same ones.")
 
 
-def _show_tests(to: Printer, record: dict[str, Any]) -> None:
-    found, flips = record["difference"], record["flips"]
+def show_compared(to: Printer, a: str, b: str, compared: "Compared") -> None:
+    """Two versions on the same rows."""
+    to.record({"a": a, "b": b} | compared.record())
+    _show_figures(to, (a, b), compared.champion, compared.challenger)
+    found, flips = compared.difference, compared.flips
     to.say(
-        f"On {counted(record['num_rows'], 'row')}: {found['metric']} {found['value']:+.4f}, {found['confidence']:.0%} "
-        f"interval {found['low']:+.4f} to {found['high']:+.4f}"
+        f"On {counted(compared.num_rows, 'row')}: {found.metric} {found.value:+.4f}, {found.confidence:.0%} "
+        f"interval {found.low:+.4f} to {found.high:+.4f}"
     )
-    to.say(f"{flips['num_won']:,} rows won, {flips['num_lost']:,} lost, p {flips['p_value']:.2g}")
-    for what in ("lost", "won"):
-        for each in record["examples"].get(what, []):
+    to.say(f"{flips.num_won:,} rows won, {flips.num_lost:,} lost, p {flips.p_value:.2g}")
+    for what, examples in compared.examples.items():
+        for each in examples:
             to.say(f"{what}  {each['row']}: {each['label']}, named {each['champion']}, then {each['challenger']}")
 
 
-def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _show_figures(to: Printer, versions: tuple[str, str], before: Figures | None, after: Figures | None) -> None:
+    rows = []
+    if before and after:
+        of_before, of_after = _measures(before), _measures(after)
+        for name, of_class in list(before.per_class.items())[:MOST_LISTED]:
+            of_before[f"F1 of {name}"] = of_class.f1
+        of_after |= {f"F1 of {name}": of_class.f1 for name, of_class in after.per_class.items()}
+        rows = [
+            (text, f"{value:.4f}", f"{of_after[text]:.4f}", f"{of_after[text] - value:+.4f}")
+            for text, value in of_before.items()
+            if text in of_after
+        ]
+    to.table(("", *versions, "change"), rows)
+
+
+def _rows_of(card: Card) -> tuple[Any, ...] | None:
+    return (card.data.source, card.data.also, card.data.since, card.data.rows) if card.data else None
+
+
+def _differing(a: Card, b: Card) -> dict[str, tuple[Any, Any]]:
     """Settings in which two trainings differ, by name."""
     before, after = (
-        {"preset": training.get("preset"), "started_from": training.get("started_from")} | training.get("settings", {})
-        for training in (card.get("training", {}) for card in (a, b))
+        {"preset": training.preset, "started_from": training.started_from} | training.settings if training else {}
+        for training in (a.training, b.training)
     )
     return {
         name: (before.get(name), after.get(name))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.cli import DONE, commands
 from flows.cli.printing import printer
-from storage.registry.checkpoints import Registry
+from storage.registry.checkpoints import CHAMPION, Registry
 
 # The published sizes: the smallest network, which sees the sample most often in the time.
 _PRESET = "reference"
@@ -46,11 +46,13 @@ def demo(folder: str = "demo") -> int:
     _show("classify", sample, output, "--registry", registry, "--label-column", "label")
     if code := commands.classify(sample, output, registry=registry, label_column="label"):
         return code
-    accuracy = Registry.open(registry).load("champion").card["test"]["accuracy"]
+    test = Registry.open(registry).load(CHAMPION).card.test
     commands_of = Path(".venv/bin") if Path(".venv/bin/attnlstm").exists() else Path()
     python, attnlstm = str(commands_of / "python"), str(commands_of / "attnlstm")
     to = printer()
-    to.say(f"\nAccuracy on files that training never saw: {accuracy:.4f}\nThe output: {output}\n")
+    if test:
+        to.say(f"\nAccuracy on files that training never saw: {test.accuracy:.4f}")
+    to.say(f"The output: {output}\n")
     to.say(_NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry))
     return DONE
 

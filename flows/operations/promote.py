@@ -28,6 +28,7 @@ from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN
 from storage.registry.aliases import Alias
+from storage.registry.cards import Figures, Judgement
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Compared:
     """
 
     num_rows: int
-    champion: dict[str, Any]
-    challenger: dict[str, Any]
+    champion: Figures
+    challenger: Figures
     difference: Difference
     flips: Flips
     lost_classes: tuple[str, ...]
@@ -76,8 +77,8 @@ class Compared:
         """For a card or a script."""
         return {
             "num_rows": self.num_rows,
-            "champion": self.champion,
-            "challenger": self.challenger,
+            "champion": self.champion.record(),
+            "challenger": self.challenger.record(),
             "difference": asdict(self.difference),
             "flips": asdict(self.flips) | {"p_value": self.flips.p_value, "p_worse": self.flips.p_worse},
             "lost_classes": list(self.lost_classes),
@@ -87,11 +88,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of a new checkpoint, and why. record: all of it, as on the checkpoint's card."""
+    """What became of a new checkpoint, and why. judgement: all of it, as on its card; None if nothing was compared."""
 
     outcome: Outcome
     why: str
-    record: dict[str, Any]
+    judgement: Judgement | None = None
 
     @property
     def promoted(self) -> bool:
@@ -111,27 +112,29 @@ def decide_promotion(
     champion = registry.load(alias.version) if alias else None
     if champion and champion.digest == stored.digest:
         what = "is champion already" if champion.version == stored.version else "has the champion's own weights"
-        return Promotion("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what, {})
+        return Promotion("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what)
     rows = read_for(labelled, *(each for each in (champion, stored) if each))
     compared = compare_checkpoints(champion, stored, rows, rules.metric)
     objections = _objections(compared, champion, stored, alias, rows, rules)
     why = "; ".join([*objections, _in_words(compared, champion, rules)])
     outcome: Outcome = "rejected" if objections else "promoted"
-    record = {
-        "outcome": outcome,
-        "why": why,
-        "objections": objections,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "against": champion.version if champion else None,
-        "metric": rules.metric,
-        "margin": rules.margin,
-        "classes": _class_changes(champion, stored),
-        **compared.record(),
-    }
-    registry.annotate(challenger, judgement=record)
+    judgement = Judgement.of(
+        {
+            "outcome": outcome,
+            "why": why,
+            "objections": objections,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "against": champion.version if champion else None,
+            "metric": rules.metric,
+            "margin": rules.margin,
+            "classes": _class_changes(champion, stored),
+            **compared.record(),
+        }
+    )
+    registry.annotate(challenger, judgement=judgement)
     if not objections:
         registry.succeed(alias.version if alias else None, challenger, why)
-    return Promotion(outcome, why, record)
+    return Promotion(outcome, why, judgement)
 
 
 def read_for(labelled: LabelledSource, *checkpoints: StoredCheckpoint) -> LabelledRows:
@@ -162,8 +165,8 @@ def compare_checkpoints(
     groups = rows.groups[rows.splits == TEST]
     return Compared(
         num_rows=len(labels),
-        champion=evaluate(p_champion, labels, classes),
-        challenger=evaluate(p_challenger, labels, classes),
+        champion=Figures.of(evaluate(p_champion, labels, classes)),
+        challenger=Figures.of(evaluate(p_challenger, labels, classes)),
         difference=difference(metric, labels, p_champion, p_challenger, groups),
         flips=flips(champion_right, challenger_right, groups),
         lost_classes=tuple(classes[c] for c in lost_classes(labels, champion_right, challenger_right, groups))
@@ -269,7 +272,7 @@ def _class_changes(champion: StoredCheckpoint | None, stored: StoredCheckpoint) 
 
 def _in_words(compared: Compared, champion: StoredCheckpoint | None, rules: PromotionRules) -> str:
     found, name = compared.difference, NAMES[rules.metric]
-    theirs, its = compared.champion[rules.metric], compared.challenger[rules.metric]
+    theirs, its = (getattr(each, rules.metric) for each in (compared.champion, compared.challenger))
     interval = f"{found.confidence:.0%} interval of the gain {found.low:+.4f} to {found.high:+.4f}"
     rows = f"{compared.num_rows:,} rows"
     if champion is None:

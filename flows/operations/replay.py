@@ -18,6 +18,7 @@ from storage.labelled.split import TEST
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
 from storage.output.plan import plan_output
+from storage.registry.cards import Sample
 from storage.registry.checkpoints import StoredCheckpoint
 
 TOLERANCE = 1e-4
@@ -26,9 +27,10 @@ TOLERANCE = 1e-4
 
 def replay_through_classify(stored: StoredCheckpoint, rows: LabelledRows) -> str | None:
     """None if `classify` with these files gives the scores that training saw; else what is wrong."""
-    sample = stored.card.get("sample", {})
+    sample = stored.card.sample or Sample(contents=(), probabilities=())
     place = {f"{content:016x}": index for index, content in enumerate(rows.contents[rows.splits == TEST].tolist())}
-    here = [(place[content], p) for content, p in _pairs(sample) if content in place]
+    pairs = zip(sample.contents, sample.probabilities, strict=True)
+    here = [(place[content], p) for content, p in pairs if content in place]
     if not here:
         return "none of the rows whose scores its card keeps is among the test rows"
     values, offsets, _ = rows.side(TEST)
@@ -46,10 +48,6 @@ def replay_through_classify(stored: StoredCheckpoint, rows: LabelledRows) -> str
         return f"classify gives {found.shape[1]} probabilities a row, and training saw {seen.shape[1]}"
     apart = float(np.abs(found - seen).max())
     return f"classify gives scores that are {apart:.2g} from those seen in training" if apart > TOLERANCE else None
-
-
-def _pairs(sample: dict[str, list[object]]) -> "zip[tuple[object, object]]":
-    return zip(sample.get("contents", []), sample.get("probabilities", []), strict=True)
 
 
 def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]], folder: Path) -> pa.Table | str:

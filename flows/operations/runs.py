@@ -78,7 +78,7 @@ class PlannedRun:
                 *sorted(outcome.failures, key=lambda failure: failure.name),
             ),
             evaluation=outcome.evaluation(),
-            drift=measure_drift(self.stored.card, (scored.observed for scored in outcome.scored)),
+            drift=measure_drift(self.stored.card.drift, (scored.observed for scored in outcome.scored)),
             passed_over=source.passed_over[:FIRST_PASSED_OVER],
             num_passed_over=len(source.passed_over),
             notes=self.plan.notes,

@@ -5,7 +5,7 @@ Where storage and the model meet. Knows nothing about Prefect.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -98,7 +98,7 @@ class LoadedCheckpoint:
         network = from_files(stored.files, where=str(stored.location))
         self.config: ModelConfig = network.config
         self.engine: Engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
-        self.drift_reference: dict[str, Any] | None = stored.card.get("drift")
+        self.drift_reference: dict[str, Any] | None = stored.card.drift
 
     def describe(self) -> str:
         """Which engine computes where and, if it is not the fast one, why."""
@@ -292,15 +292,14 @@ class _Tally:
         return ScoredShard(record, engine, self._confusion, self._observed)
 
 
-def measure_drift(card: Mapping[str, Any], observed: Iterable["Observed | None"]) -> dict[str, Any] | None:
+def measure_drift(reference: dict[str, Any] | None, observed: Iterable["Observed | None"]) -> dict[str, Any] | None:
     """How far the rows of a run are from those that its checkpoint was measured on, for the run's manifest.
 
-    card: the checkpoint's. observed: what each scored shard counted, or None. The result is None if there is nothing to
-    compare: no reference in the card, as of a checkpoint from elsewhere, or no scored row.
+    reference: that of the checkpoint's card. observed: what each scored shard counted, or None. The result is None if
+    there is nothing to compare: no reference, as of a checkpoint from elsewhere, or no scored row.
     """
     from attnlstm.evaluation.drift import Observed, compare
 
-    reference = card.get("drift")
     if reference is None:
         return None
     total = Observed(reference)

@@ -17,6 +17,7 @@ from storage.errors import RegistryError, SourceError
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TRAIN, VALIDATION
+from storage.registry.cards import Training
 from storage.registry.checkpoints import CHAMPION, Registry, StoredCheckpoint
 from storage.registry.retention import read_snapshot, remove_snapshot, remove_stale_snapshots, write_snapshot
 
@@ -84,8 +85,17 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     result = _train(rows, config, settings, start, _Snapshots(registry, digest), listener)
     network = result.network
     network.config = replace(network.config, temperature=result.temperature)
-    card = make_card(network, request.labelled, rows, result, settings)
-    card["training"] |= {"digest": digest, "preset": request.preset, "started_from": started_from}
+    training = Training(
+        settings=asdict(settings),
+        stopped_by=result.stopped_by,
+        best_epoch=result.best_epoch,
+        seconds=round(result.seconds, 1),
+        epochs=tuple(asdict(epoch) for epoch in result.epochs),
+        digest=digest,
+        preset=request.preset,
+        started_from=started_from,
+    )
+    card = make_card(network, request.labelled, rows, training, settings)
     stored = registry.publish(to_files(network), card, make_readme(card, rows.classes))
     remove_snapshot(registry, digest)
     return stored
@@ -121,8 +131,8 @@ def _start(
         return None, "scratch"
     if champion is None:
         return None, "scratch: there is no champion yet"
-    data = champion.card.get("data", {})
-    if (data.get("split_by"), data.get("group_column")) != (rows.split_by, request.labelled.group_column):
+    data = champion.card.data
+    if data is None or (data.split_by, data.group_column) != (rows.split_by, request.labelled.group_column):
         # Some of what the champion was trained on would be among the test rows.
         return None, f"scratch: the rows of champion {champion.version} were split otherwise"
     try:
@@ -151,10 +161,10 @@ def _published(registry: Registry, digest: str, settings: "TrainingSettings") ->
     """The newest whole checkpoint of this training; not one that another time limit has cut short."""
     for version in reversed(registry.versions()):
         try:
-            training = registry.card(version).get("training", {})
-            if training.get("digest") != digest:
+            training = registry.card(version).training
+            if training is None or training.digest != digest:
                 continue
-            if training["stopped_by"] == "time" and training["settings"]["max_seconds"] != settings.max_seconds:
+            if training.stopped_by == "time" and training.settings.get("max_seconds") != settings.max_seconds:
                 continue
             return registry.load(version)
         except RegistryError:

@@ -80,7 +80,7 @@ class LabelledSource:
         """For a checkpoint's card."""
         return {
             "source": without_credentials(self.source),
-            "also": [without_credentials(each) for each in self.also],
+            "also": tuple(without_credentials(each) for each in self.also),
             "tokens_column": self.tokens_column,
             "label_column": self.label_column,
             "group_column": self.group_column,

@@ -11,18 +11,17 @@ Checkpoints are bytes here: what the files mean is for `attnlstm.checkpoint` to 
 import errno
 import hashlib
 import itertools
-import json
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from storage.errors import RegistryError
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.registry.aliases import Alias, AliasMovedError, only_mover, promoted, read_alias, rolled_back, write_alias
+from storage.registry.cards import Card, card_from_json, card_to_json
 
 CHAMPION = "champion"
 # The files that decide scores; the digest is theirs alone, so a reworded card does not make a new checkpoint.
@@ -40,13 +39,13 @@ class CheckpointId:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint's files. digest: of the files that decide scores. card: empty for a folder without one."""
+    """A checkpoint's files. digest: of the files that decide scores. card: `Card()` for a folder without one."""
 
     version: str
     location: Location
     files: Mapping[str, bytes]
     digest: str
-    card: dict[str, Any]
+    card: Card
 
     @property
     def id(self) -> CheckpointId:
@@ -87,22 +86,22 @@ class Registry:
     def _alias(self, name: str) -> Location:
         return self.aliases / f"{name}.json"
 
-    def publish(self, files: Mapping[str, bytes], card: Mapping[str, Any], readme: str) -> StoredCheckpoint:
+    def publish(self, files: Mapping[str, bytes], card: Card, readme: str) -> StoredCheckpoint:
         """Add a version: whole, under a new name, or not at all. The card is written last."""
         digest = files_digest(files)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:8]}"
         for version in (name + "+" * times for times in itertools.count()):  # the same weights twice within a second
             folder = self.folder(version)
-            record = {"version": version} | dict(card) | {"version": version, "digest": digest}
-            contents = {**files, "README.md": readme.encode(), CARD: _to_json(record)}
+            as_json = card_to_json(replace(card, version=version, digest=digest))
+            contents = {**files, "README.md": readme.encode(), CARD: as_json}
             if not folder.is_folder() and _place(folder, contents):
-                return StoredCheckpoint(version, folder, dict(files), digest, json.loads(contents[CARD]))
+                return StoredCheckpoint(version, folder, dict(files), digest, card_from_json(as_json))
         raise AssertionError("unreachable")
 
-    def annotate(self, version: str, **fields: Any) -> dict[str, Any]:
+    def annotate(self, version: str, **fields: object) -> Card:
         """Put these fields on a version's card, all at once. Returns the card. Scores and digest stay the same."""
-        card = self.card(version) | fields
-        (self.folder(version) / CARD).write_bytes(_to_json(card))
+        card = replace(self.card(version), **fields)  # type: ignore[arg-type]
+        (self.folder(version) / CARD).write_bytes(card_to_json(card))
         return card
 
     def versions(self) -> list[str]:
@@ -111,7 +110,7 @@ class Registry:
         cards = (base.relative(info.path) for info in base.walk() if info.base_name == CARD)
         return sorted(card.removesuffix(f"/{CARD}") for card in cards if not card.startswith("."))
 
-    def card(self, version: str) -> dict[str, Any]:
+    def card(self, version: str) -> Card:
         """A version's card; no other file is read. Raises RegistryError if there is none, or if it is damaged."""
         folder = self.folder(version)
         if "/" in version or (card := _read_card(folder)) is None:
@@ -202,7 +201,7 @@ class Registry:
     def _read_version(self, version: str) -> StoredCheckpoint:
         folder = self.folder(version)
         stored = read_checkpoint(folder, version)
-        if not stored.card:
+        if stored.card == Card():
             raise _incomplete(folder)
         return stored
 
@@ -229,8 +228,8 @@ def read_checkpoint(folder: Location, version: str, *, digest: str | None = None
     found = files_digest(files)
     if digest is not None and found != digest:
         raise RegistryError(f"The checkpoint {folder} changed while it was in use. Run the same command again.")
-    card = _read_card(folder) or {}
-    if card.get("digest", found) != found:
+    card = _read_card(folder) or Card()
+    if card.digest and card.digest != found:
         raise RegistryError(
             f"The checkpoint {folder} is not what was published: {' or '.join(SCORING_FILES)} differs from the digest "
             f"on its {CARD}. Copy the folder again, or choose another version."
@@ -238,17 +237,14 @@ def read_checkpoint(folder: Location, version: str, *, digest: str | None = None
     return StoredCheckpoint(version, folder, files, found, card)
 
 
-def _read_card(folder: Location) -> dict[str, Any] | None:
+def _read_card(folder: Location) -> Card | None:
     """None if there is no card. Raises RegistryError if it is damaged."""
     try:
         content = (folder / CARD).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        card = json.loads(content)
-        if not isinstance(card, dict):
-            raise ValueError(f"it holds {type(card).__name__} and no object")
-        return card
+        return card_from_json(content)
     except ValueError as error:
         raise RegistryError(f"{folder / CARD} is damaged ({error}). Copy the folder again.") from None
 
@@ -281,7 +277,3 @@ def _place(folder: Location, contents: Mapping[str, bytes]) -> bool:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
-
-
-def _to_json(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()

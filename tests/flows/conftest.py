@@ -27,6 +27,7 @@ from flows.cli import app as cli
 from flows.retrain import retrain
 from storage.locations import Location
 from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, read_manifest
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 # 2026-11-03 is missing, so that a range of dates can have a gap.
@@ -146,7 +147,7 @@ def untrained_registry(untrained: dict[str, Path], tmp_path: Path) -> Path:
     """A registry of the test's own, whose champion was never trained."""
     registry = Registry.open(str(tmp_path / "registry"))
     files = {file.name: file.read_bytes() for file in untrained["additive"].iterdir()}
-    registry.promote(registry.publish(files, {"test": {"accuracy": 0.0}}, "# A test's checkpoint\n").version, "a test")
+    registry.promote(registry.publish(files, Card(), "# A test's checkpoint\n").version, "a test")
     return tmp_path / "registry"
 
 
@@ -186,7 +187,7 @@ def publish(registry_copy: Path) -> Callable[[int], str]:
         torch.manual_seed(seed)
         network = AttentionLSTM(ModelConfig(classes=tuple(sorted(ALPHABETS))))
         registry = Registry.open(str(registry_copy))
-        version = registry.publish(to_files(network), {"test": {"accuracy": 0.0}}, "# A test's checkpoint\n").version
+        version = registry.publish(to_files(network), Card(), "# A test's checkpoint\n").version
         registry.promote(version, "a test")
         return version
 

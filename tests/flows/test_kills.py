@@ -28,6 +28,7 @@ from storage.input.sources import find_source
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import Output, OutputSettings
 from storage.output.plan import OutputPlan, Pending
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 ROUNDS = int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15"))
@@ -79,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     network = AttentionLSTM(ModelConfig(classes=("x", "y", "z")))
     registry = Registry.open(str(folder / "registry"))
-    registry.promote(registry.publish(to_files(network), {"test": {}}, "").version, "for the test")
+    registry.promote(registry.publish(to_files(network), Card(), "").version, "for the test")
     return folder
 
 

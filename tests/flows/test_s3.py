@@ -23,6 +23,7 @@ from storage.errors import OutputError
 from storage.locations import Location
 from storage.locks import only_run
 from storage.output.manifests import read_manifest
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 NUM_COPIES = 3  # of the dataset, so that there is something to do for a second or two
@@ -52,7 +53,7 @@ def checkpoint_files(untrained: dict[str, Path]) -> dict[str, bytes]:
 def registry(s3: Callable[[str], str], checkpoint_files: dict[str, bytes]) -> str:
     """A registry on S3 with a champion."""
     registry = Registry.open(s3("registry"))
-    version = registry.publish(checkpoint_files, {"test": {"accuracy": 0.0}}, "# For a test\n").version
+    version = registry.publish(checkpoint_files, Card(), "# For a test\n").version
     registry.promote(version, "a test")
     return s3("registry")
 
@@ -148,7 +149,7 @@ def test_retrain_publishes_to_a_registry_on_s3(s3: Callable[[str], str], dataset
     registry = Registry.open(s3("registry"))
     assert registry.versions() == [state.result()["version"]]
     stored = registry.load(state.result()["version"])
-    assert stored.card["data"]["source"] == str(Location.parse(s3("data")))
+    assert stored.card.data.source == str(Location.parse(s3("data")))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def check_whole(registry: Registry) -> None:
 def decision(registry: Registry) -> tuple[str, list[str]]:
     """The champion's weights, and what was decided about each version."""
     outcomes = sorted(
-        str(registry.card(version).get("judgement", {}).get("outcome")) for version in registry.versions()
+        str(getattr(registry.card(version).judgement, "outcome", None)) for version in registry.versions()
     )
     return registry.load("champion").digest, outcomes
 
@@ -123,7 +123,7 @@ def test_two_retrainings_at_once_are_both_judged_and_both_remembered(
     alias = registry.alias()
     assert alias is not None
     champions = {alias.version, *(each.version for each in alias.before)}
-    outcomes = {version: registry.card(version)["judgement"]["outcome"] for version in registry.versions()}
+    outcomes = {version: registry.card(version).judgement.outcome for version in registry.versions()}
     assert {version for version, outcome in outcomes.items() if outcome == "promoted"} == champions
     assert len(champions) == len(alias.before) + 1
     assert json.loads((tmp_path / "registry/aliases/champion.json").read_text())["version"] == alias.version

@@ -34,6 +34,7 @@ from storage.input.sources import Source, SourceFile, find_source, refuse_nested
 from storage.locations import Location
 from storage.output.frames import open_attention, open_predictions
 from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 TWO_PARTS = 11 << 20  # more than the 10 MB after which Arrow begins another part of an upload
@@ -373,7 +374,7 @@ def test_output_reads_back_with_polars(
 def test_version_that_was_not_published_to_its_end_is_incomplete(s3: Callable[[str], str]) -> None:
     registry = Registry.open(s3("registry"))
     files = {"config.json": b"{}", "model.safetensors": b"weights"}
-    whole = registry.publish(files, {"test": {}}, "# One\n")
+    whole = registry.publish(files, Card(), "# One\n")
     registry.promote(whole.version, "the first")
     part = registry.root / "checkpoints/20261101T000000Z-00000000"
     for name, content in files.items():

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.cli.checkpoints import compare_cards, show_card, show_comparison, show_list
+from attnlstm.evaluation.comparison import Difference, Flips
+from flows.cli.checkpoints import show_card, show_cards, show_compared, show_list
 from flows.cli.commands import show_partitions, show_run
 from flows.cli.outputs import show_verified
 from flows.cli.printing import Json, Printer, Terminal, byte_size, duration
+from flows.operations.promote import Compared
 from flows.operations.rescore import Rescored
 from storage.output.manifests import FailureRecord, RunManifest
 from storage.output.side_by_side import Problem
 from storage.output.verification import VerificationReport
+from storage.registry.cards import Card, ClassFigures, Data, Figures, Judgement, Training, card_to_json
 
 Show = Callable[..., None]
 
@@ -123,29 +126,56 @@ def test_verification_names_problems_or_says_that_all_is_right(capsys: pytest.Ca
     }
 
 
-CARD: dict[str, Any] = {
-    "version": "v1",
-    "test": {
-        "accuracy": 0.75,
-        "macro_f1": 0.5,
-        "auroc": None,
-        "ece": 0.0123,
-        "ece_before_scaling": 0.1,
-        "majority_accuracy": 0.4,
-        "num_rows": 1234,
-        "per_class": {"spam": {"precision": 0.5, "recall": 1.0, "f1": 0.6667, "num_rows": 617}},
-    },
-    "data": {"source": "data", "also": ["more"], "rows": {"train": 9000, "test": 1234}, "split_by": "group"},
-    "training": {
-        "epochs": [{}, {}],
-        "seconds": 12.3,
-        "best_epoch": 1,
-        "stopped_by": "time",
-        "started_from": "scratch",
-        "settings": {"seed": 1},
-    },
-    "judgement": {"outcome": "rejected", "at": "2026-11-22", "why": "it is worse"},
-}
+FIGURES = Figures(
+    num_rows=1234,
+    accuracy=0.75,
+    macro_f1=0.5,
+    majority_accuracy=0.4,
+    log_loss=0.6,
+    auroc=None,
+    ece=0.0123,
+    per_class={"spam": ClassFigures(precision=0.5, recall=1.0, f1=0.6667, num_rows=617)},
+    confusion=((),),
+    ece_before_scaling=0.1,
+)
+CARD = Card(
+    version="v1",
+    test=FIGURES,
+    data=Data(
+        source="data",
+        also=("more",),
+        tokens_column="tokens",
+        label_column="label",
+        group_column="group",
+        partition="date",
+        window=None,
+        since=None,
+        num_files=1,
+        num_unlabelled=0,
+        num_unusable=0,
+        split_by="group",
+        rows={"train": 9000, "test": 1234},
+        rows_per_class={},
+    ),
+    training=Training(settings={"seed": 1}, stopped_by="time", best_epoch=1, seconds=12.3, epochs=({}, {})),
+    judgement=Judgement(
+        outcome="rejected",
+        why="it is worse",
+        objections=(),
+        at="2026-11-22",
+        against=None,
+        metric="accuracy",
+        margin=0.01,
+        classes={},
+        num_rows=1234,
+        champion=FIGURES,
+        challenger=FIGURES,
+        difference={},
+        flips={},
+        lost_classes=(),
+        examples={},
+    ),
+)
 
 
 def test_card_shows_data_training_figures_and_what_was_decided(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,14 +184,14 @@ def test_card_shows_data_training_figures_and_what_was_decided(capsys: pytest.Ca
         "version     v1",
         "trained on  data, more: train 9,000, test 1,234 rows, split by group",
         "training    2 epochs in 12 s, the best was 1; stopped by time, from scratch",
-        "test        accuracy 0.7500, macro-F1 0.5000, calibration error 0.0123, before scaling 0.1000, "
-        "commonest class 0.4000, on 1,234 rows",
+        "test        accuracy 0.7500, macro-F1 0.5000, log loss 0.6000, calibration error 0.0123, "
+        "before scaling 0.1000, commonest class 0.4000, on 1,234 rows",
         "rejected    2026-11-22: it is worse",
         " class  precision  recall  F1      test rows",
         " spam   0.5000     1.0000  0.6667  617",
     ]
-    assert recorded(capsys, show_card, CARD, None) == CARD
-    assert printed(show_card, {"version": "v1"}, None) == ["version  v1"]  # a checkpoint from elsewhere
+    assert recorded(capsys, show_card, CARD, None) == json.loads(card_to_json(CARD))
+    assert printed(show_card, Card(version="v1"), None) == ["version  v1"]  # a checkpoint from elsewhere
 
 
 def test_list_shows_champion_judgement_and_damage() -> None:
@@ -180,10 +210,15 @@ def test_list_shows_champion_judgement_and_damage() -> None:
 
 
 def test_comparison_by_cards_shows_changes_and_that_rows_differ() -> None:
-    other = CARD | {"version": "v2", "data": {}, "test": CARD["test"] | {"accuracy": 0.8, "per_class": {}}}
-    other["training"] = CARD["training"] | {"settings": {"seed": 2}}
+    other = replace(
+        CARD,
+        version="v2",
+        data=None,
+        test=replace(FIGURES, accuracy=0.8, per_class={}),
+        training=replace(CARD.training, settings={"seed": 2}),
+    )
 
-    lines = printed(show_comparison, compare_cards(CARD, other))
+    lines = printed(show_cards, CARD, other)
 
     assert lines[0].split() == ["v1", "v2", "change"]
     assert lines[1].split() == ["accuracy", "0.7500", "0.8000", "+0.0500"]
@@ -195,19 +230,21 @@ def test_comparison_by_cards_shows_changes_and_that_rows_differ() -> None:
 
 def test_comparison_on_the_same_rows_shows_the_interval_flips_and_examples() -> None:
     example = {"row": "a.parquet:7", "label": "x", "champion": "x", "challenger": "y"}
-    record = {
-        "a": "v1",
-        "b": "v2",
-        "champion": {"accuracy": 0.75},
-        "challenger": {"accuracy": 0.5},
-        "num_rows": 100,
-        "difference": {"metric": "accuracy", "value": -0.25, "confidence": 0.9, "low": -0.3, "high": -0.2},
-        "flips": {"num_won": 1, "num_lost": 26, "p_value": 0.00012},
-        "examples": {"lost": [example]},
-    }
+    compared = Compared(
+        num_rows=100,
+        champion=FIGURES,
+        challenger=replace(FIGURES, accuracy=0.5),
+        difference=Difference("accuracy", -0.25, -0.3, -0.2),
+        flips=Flips(num_lost=26, num_won=1, groups_lost=9, groups_won=0),
+        lost_classes=(),
+        examples={"lost": [example]},
+    )
 
-    assert printed(show_comparison, record)[2:] == [
+    lines = printed(show_compared, "v1", "v2", compared)
+
+    assert lines[1].split() == ["accuracy", "0.7500", "0.5000", "-0.2500"]
+    assert lines[-3:] == [
         "On 100 rows: accuracy -0.2500, 90% interval -0.3000 to -0.2000",
-        "1 rows won, 26 lost, p 0.00012",
+        "1 rows won, 26 lost, p 0.0039",
         "lost  a.parquet:7: x, named x, then y",
     ]

@@ -14,25 +14,25 @@ from attnlstm.evaluation import drift
 from flows.operations.score import measure_drift
 
 
-def make_shard(card: dict[str, Any], token: int, num_rows: int = 60) -> drift.Observed:
+def make_shard(reference: dict[str, Any], token: int, num_rows: int = 60) -> drift.Observed:
     """Counts over rows of one token, alike in all else."""
-    observed = drift.Observed(card["drift"])
+    observed = drift.Observed(reference)
     confidence = np.full(num_rows, 0.9, np.float32)
     observed.add(np.full(num_rows, token, np.uint8), np.arange(num_rows + 1), np.zeros(num_rows, np.int64), confidence)
     return observed
 
 
 @pytest.fixture
-def card() -> dict[str, Any]:
+def reference() -> dict[str, Any]:
     """Of a checkpoint that was measured on rows of one token, 70 and 80 in turn."""
     probabilities = np.full((400, 2), [0.9, 0.1], np.float32)
     values = np.tile(np.array([70, 80], np.uint8), 200)
-    return {"drift": json.loads(json.dumps(drift.reference(values, np.arange(401), probabilities)))}
+    return dict(json.loads(json.dumps(drift.reference(values, np.arange(401), probabilities))))
 
 
-def test_shards_are_compared_as_one_and_failed_ones_left_out(card: dict[str, Any]) -> None:
-    calm = measure_drift(card, [make_shard(card, 70), None, make_shard(card, 80)])
-    drifted = measure_drift(card, [make_shard(card, 90)])
+def test_shards_are_compared_as_one_and_failed_ones_left_out(reference: dict[str, Any]) -> None:
+    calm = measure_drift(reference, [make_shard(reference, 70), None, make_shard(reference, 80)])
+    drifted = measure_drift(reference, [make_shard(reference, 90)])
 
     assert calm is not None
     assert (calm["num_rows"], calm["drifted"]) == (120, [])
@@ -40,10 +40,10 @@ def test_shards_are_compared_as_one_and_failed_ones_left_out(card: dict[str, Any
     assert drifted["drifted"] == ["tokens"]
 
 
-def test_without_a_reference_or_scored_rows_there_is_nothing_to_compare(card: dict[str, Any]) -> None:
-    assert measure_drift({}, [None]) is None
-    assert measure_drift(card, []) is None
-    assert measure_drift(card, [make_shard(card, 70, num_rows=0)]) is None
+def test_without_a_reference_or_scored_rows_there_is_nothing_to_compare(reference: dict[str, Any]) -> None:
+    assert measure_drift(None, [None]) is None
+    assert measure_drift(reference, []) is None
+    assert measure_drift(reference, [make_shard(reference, 70, num_rows=0)]) is None
 
 
 def test_run_over_rows_like_those_of_training_finds_no_drift(scored: Any) -> None:

@@ -1,6 +1,5 @@
 """Which challenger becomes champion: planted ones that are worse, equal, better, damaged, or know other classes."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, assign_splits
 from storage.registry.aliases import AliasMovedError
+from storage.registry.cards import Card, Judgement, Sample
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 Publish = Callable[..., str]
@@ -51,11 +51,11 @@ def publish_variant(registry: Registry, labelled: LabelledSource) -> Publish:
         rows = labelled.read()
         values, offsets, _ = rows.side(TEST)
         (probabilities,) = probabilities_of([network], network.config.classes, values[: offsets[5]], offsets[:6])
-        sample = {
-            "contents": [f"{content:016x}" for content in rows.contents[rows.splits == TEST][:5].tolist()],
-            "probabilities": probabilities.tolist(),
-        }
-        return into.publish(to_files(network), {**champion.card, "sample": sample}, "# A test's\n").version
+        sample = Sample(
+            contents=tuple(f"{content:016x}" for content in rows.contents[rows.splits == TEST][:5].tolist()),
+            probabilities=tuple(map(tuple, probabilities.tolist())),
+        )
+        return into.publish(to_files(network), replace(champion.card, sample=sample), "# A test's\n").version
 
     return publish
 
@@ -69,8 +69,10 @@ def nudge(network: AttentionLSTM) -> None:
     network.mlp[2].bias.add_(1e-4 * torch.arange(3))
 
 
-def judgement(registry: Registry, version: str) -> dict[str, Any]:
-    return dict(registry.card(version)["judgement"])
+def judgement(registry: Registry, version: str) -> Judgement:
+    found = registry.card(version).judgement
+    assert found is not None
+    return found
 
 
 def test_challenger_as_good_as_the_champion_is_promoted_and_its_card_says_why(
@@ -86,13 +88,11 @@ def test_challenger_as_good_as_the_champion_is_promoted_and_its_card_says_why(
     assert (alias.version, alias.why) == (version, promotion.why)
     assert [each.version for each in alias.before] == [trained.version]
     record = judgement(registry, version)
-    assert record == json.loads(json.dumps(promotion.record))
-    assert (record["outcome"], record["against"], record["objections"]) == ("promoted", trained.version, [])
-    assert record["difference"]["value"] == record["challenger"]["accuracy"] - record["champion"]["accuracy"]
-    assert {"auroc", "ece", "log_loss", "macro_f1", "confusion", "per_class"} <= set(record["champion"])
-    assert promotion.why.startswith(
-        f"test accuracy {record['challenger']['accuracy']:.4f}; champion {trained.version} has "
-    )
+    assert record == promotion.judgement
+    assert (record.outcome, record.against, record.objections) == ("promoted", trained.version, ())
+    assert record.difference["value"] == record.challenger.accuracy - record.champion.accuracy
+    assert record.champion.auroc is not None
+    assert promotion.why.startswith(f"test accuracy {record.challenger.accuracy:.4f}; champion {trained.version} has ")
     assert "90% interval of the gain" in promotion.why
 
 
@@ -102,7 +102,7 @@ def test_rows_whose_token_ids_only_one_checkpoint_knows_are_wrong_by_the_other(t
     pq.write_table(pa.table({"tokens": [[300, number] for number in range(200)], "label": ["x", "y"] * 100}), source)
     narrow, wide = (
         registry.publish(
-            to_files(AttentionLSTM(ModelConfig(num_embeddings=size, classes=("x", "y")))), {}, "# A test's"
+            to_files(AttentionLSTM(ModelConfig(num_embeddings=size, classes=("x", "y")))), Card(), "# A test's"
         )
         for size in (257, 302)
     )
@@ -110,8 +110,8 @@ def test_rows_whose_token_ids_only_one_checkpoint_knows_are_wrong_by_the_other(t
 
     compared = compare_checkpoints(narrow, wide, rows, "accuracy")
 
-    assert (len(rows), compared.champion["accuracy"]) == (200, 0.0)
-    assert 0 < compared.challenger["accuracy"] < 1
+    assert (len(rows), compared.champion.accuracy) == (200, 0.0)
+    assert 0 < compared.challenger.accuracy < 1
 
 
 def test_worse_challenger_is_rejected_and_the_rows_that_flip_are_named_by_place(
@@ -125,16 +125,16 @@ def test_worse_challenger_is_rejected_and_the_rows_that_flip_are_named_by_place(
     assert promotion.why.startswith("its test accuracy is worse than the champion's; it names these classes worse than")
     assert registry.load("champion").version == trained.version
     record = judgement(registry, version)
-    assert set(record["lost_classes"]) == {"digits", "letters"}
-    assert record["flips"]["num_lost"] > 10
-    assert record["flips"]["p_value"] < 0.01
-    example = record["examples"]["lost"][0]
+    assert set(record.lost_classes) == {"digits", "letters"}
+    assert record.flips["num_lost"] > 10
+    assert record.flips["p_value"] < 0.01
+    example = record.examples["lost"][0]
     file, _, row = example["row"].rpartition(" row ")
     table = pq.read_table(file, partitioning=None)
     assert Path(file).is_relative_to(dataset)
     assert table["label"][int(row)].as_py() == example["label"] == example["champion"]
     assert example["challenger"] == "high"
-    assert len(record["examples"]["lost"]) == 10
+    assert len(record.examples["lost"]) == 10
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
@@ -149,8 +149,8 @@ def test_every_metric_rejects_a_worse_challenger_and_a_wide_margin_lets_it_pass(
     promotion = decide_promotion(labelled, registry, version, PromotionRules(metric=metric, margin=0))
     assert promotion.outcome == "rejected"
     assert flows.operations.promote.NAMES[metric] in promotion.why
-    assert promotion.record["lost_classes"] == []
-    rules = PromotionRules(metric=metric, margin=0.001 - promotion.record["difference"]["low"])
+    assert promotion.judgement.lost_classes == ()
+    rules = PromotionRules(metric=metric, margin=0.001 - promotion.judgement.difference["low"])
     assert decide_promotion(labelled, registry, version, rules).promoted
 
 
@@ -163,7 +163,7 @@ def test_class_that_is_lost_is_an_objection_that_no_margin_covers(
     promotion = decide_promotion(labelled, registry, publish_variant(forget), PromotionRules(margin=1.0))
 
     assert promotion.outcome == "rejected"
-    assert promotion.record["objections"] == ["it names these classes worse than the champion: digits"]
+    assert promotion.judgement.objections == ("it names these classes worse than the champion: digits",)
 
 
 def test_challenger_that_learned_from_shuffled_labels_is_rejected(
@@ -206,7 +206,7 @@ def test_first_checkpoint_must_be_shown_to_beat_the_commonest_class(
     promotion = decide_promotion(labelled, empty, good)
     assert promotion.promoted
     assert promotion.why.startswith("the first checkpoint, test accuracy ")
-    assert promotion.record["against"] is None
+    assert promotion.judgement.against is None
 
 
 def test_champion_and_a_twin_of_it_change_nothing(
@@ -241,7 +241,7 @@ def test_rollback_gives_the_scores_of_before_and_what_was_rolled_back_is_not_pro
     shutil.rmtree(f"{registry.root}/checkpoints/{version}")
     promotion = decide_promotion(labelled, registry, publish_variant(nudge))
 
-    assert promotion.record["objections"] == ["its weights were champion before and were rolled back"]
+    assert promotion.judgement.objections == ("its weights were champion before and were rolled back",)
     assert registry.load("champion").version == trained.version
 
 
@@ -249,17 +249,18 @@ def test_scores_that_classify_does_not_give_are_an_objection(
     registry: Registry, labelled: LabelledSource, publish_variant: Publish
 ) -> None:
     version = publish_variant(nudge)
-    sample = registry.card(version)["sample"]
-    other = [[p[1], p[0], p[2]] for p in sample["probabilities"]]
-    registry.annotate(version, sample={**sample, "probabilities": other})
+    sample = registry.card(version).sample
+    assert sample is not None
+    other = tuple((p[1], p[0], p[2]) for p in sample.probabilities)
+    registry.annotate(version, sample=replace(sample, probabilities=other))
 
     promotion = decide_promotion(labelled, registry, version)
 
-    (objection,) = promotion.record["objections"]
+    (objection,) = promotion.judgement.objections
     assert re.match(r"classify gives scores that are (0\.\d+|1) from those seen in training", objection)
-    registry.annotate(version, sample={**sample, "contents": ["0" * 16] * 5})
+    registry.annotate(version, sample=replace(sample, contents=("0" * 16,) * 5))
     promotion = decide_promotion(labelled, registry, version)
-    assert promotion.record["objections"] == ["none of the rows whose scores its card keeps is among the test rows"]
+    assert promotion.judgement.objections == ("none of the rows whose scores its card keeps is among the test rows",)
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def with_classes(registry: Registry) -> Callable[..., StoredCheckpoint]:
 
     def publish(*classes: str, seed: int = 3) -> StoredCheckpoint:
         torch.manual_seed(seed)
-        return registry.publish(to_files(AttentionLSTM(ModelConfig(classes=classes))), {}, "")
+        return registry.publish(to_files(AttentionLSTM(ModelConfig(classes=classes))), Card(), "")
 
     return publish
 
@@ -281,9 +282,9 @@ def test_class_that_vanished_is_an_objection_unless_it_may_go(
     refused = decide_promotion(labelled, registry, two)
     dropped = decide_promotion(labelled, registry, two, PromotionRules(vanished_classes="drop"))
 
-    assert "it does not know these classes of the champion's: high" in refused.record["objections"]
-    assert "it does not know these classes of the champion's: high" not in dropped.record["objections"]
-    assert dropped.record["classes"] == {"appeared": [], "vanished": ["high"]}
+    assert "it does not know these classes of the champion's: high" in refused.judgement.objections
+    assert "it does not know these classes of the champion's: high" not in dropped.judgement.objections
+    assert dropped.judgement.classes == {"appeared": (), "vanished": ("high",)}
 
 
 def test_champion_is_wrong_on_rows_of_a_class_that_appeared(
@@ -298,9 +299,9 @@ def test_champion_is_wrong_on_rows_of_a_class_that_appeared(
     promotion = decide_promotion(labelled, registry, version)
 
     assert promotion.promoted
-    assert promotion.record["classes"] == {"appeared": ["high"], "vanished": []}
-    assert promotion.record["champion"]["per_class"]["high"]["recall"] == 0
-    assert promotion.record["champion"]["num_rows"] == promotion.record["challenger"]["num_rows"]
+    assert promotion.judgement.classes == {"appeared": ("high",), "vanished": ()}
+    assert promotion.judgement.champion.per_class["high"].recall == 0
+    assert promotion.judgement.champion.num_rows == promotion.judgement.challenger.num_rows
 
 
 def test_prediction_of_a_class_without_rows_is_wrong_and_not_taken_for_the_second_best(
@@ -309,12 +310,12 @@ def test_prediction_of_a_class_without_rows_is_wrong_and_not_taken_for_the_secon
     network = AttentionLSTM(ModelConfig(classes=("digits", "ghost", "high", "letters")))
     with torch.no_grad():
         network.mlp[2].bias[1] += 50
-    ghost = registry.publish(to_files(network), {}, "")
+    ghost = registry.publish(to_files(network), Card(), "")
     registry.promote(ghost.version, "a test")
 
     promotion = decide_promotion(labelled, registry, with_classes("digits", "high", "letters").version)
 
-    assert promotion.record["champion"]["accuracy"] == 0
+    assert promotion.judgement.champion.accuracy == 0
 
 
 def test_champion_that_changed_meanwhile_is_noticed_and_nothing_moves(
@@ -335,7 +336,7 @@ def test_champion_that_changed_meanwhile_is_noticed_and_nothing_moves(
         decide_promotion(labelled, registry, version)
     assert registry.load("champion").version == other
     monkeypatch.undo()
-    assert decide_promotion(labelled, registry, version).record["against"] == other
+    assert decide_promotion(labelled, registry, version).judgement.against == other
 
 
 def test_negative_margin_is_refused() -> None:

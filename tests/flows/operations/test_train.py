@@ -107,7 +107,7 @@ def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
     assert seen in ([2, 3, 4], [3, 4])  # a snapshot may be left out where it costs too much
     assert "training goes on where it was stopped" in notes
     assert resumed.digest == undisturbed.digest
-    assert len(resumed.card["training"]["epochs"]) == 4
+    assert len(resumed.card.training.epochs) == 4
     assert list(Path(registry.root.path, "training").iterdir()) == []
 
 
@@ -119,7 +119,7 @@ def test_vocabulary_that_is_asked_for_is_trained_and_recorded(train: Train, tmp_
         train(source)
     stored = train(LabelledSource(str(source), num_tokens_known=65_002), epochs=20)
     assert json.loads(stored.files["config.json"])["num_embeddings"] == 65_003
-    assert stored.card["test"]["accuracy"] == 1.0
+    assert stored.card.test.accuracy == 1.0
 
 
 def test_snapshot_of_other_rows_or_settings_is_not_gone_on_from(
@@ -149,7 +149,7 @@ def test_damaged_snapshot_and_a_pickle_in_its_place_stand_in_nobodys_way(
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (mark,)
 
-    digest = undisturbed.card["training"]["digest"]
+    digest = undisturbed.card.training.digest
     for content in (b"", b"no snapshot", pickle.dumps(Bomb())):
         write_snapshot(registry, digest, content)
         notes: list[str] = []
@@ -178,7 +178,7 @@ def test_training_that_a_time_limit_cut_short_is_not_taken_for_one_with_another_
     train: Train, dataset: Path
 ) -> None:
     cut = train(dataset, epochs=200, max_seconds=0.5)
-    assert cut.card["training"]["stopped_by"] == "time"
+    assert cut.card.training.stopped_by == "time"
     assert train(dataset, epochs=200, max_seconds=0.5).version == cut.version
     assert train(dataset, epochs=200, max_seconds=0.6).version != cut.version
 
@@ -196,8 +196,8 @@ def test_integer_labels_become_classes_in_order_of_value_and_rows_without_one_ar
     stored = train(write("rows.parquet", [(10, 9, None, 200)[index % 4] for index in range(200)]), epochs=1)
 
     assert json.loads(stored.files["config.json"])["classes"] == ["9", "10", "200"]
-    assert stored.card["data"]["num_unlabelled"] == 50
-    assert stored.card["data"]["split_by"] == "content"
+    assert stored.card.data.num_unlabelled == 50
+    assert stored.card.data.split_by == "content"
     assert "50 rows without a label were left out." in Path(stored.location.path, "README.md").read_text()
 
 
@@ -207,13 +207,13 @@ def test_several_sources_and_a_range_of_dates_are_on_the_card(
     more = write("more/date=2026-11-05/rows.parquet", ["digits", "letters"] * 30)
     labelled = LabelledSource(str(dataset), also=(str(more.parents[1]),), dates=DateRange(window="2d"))
 
-    data = train(labelled, epochs=1).card["data"]
+    data = train(labelled, epochs=1).card.data
 
-    assert (data["source"], data["also"], data["num_files"]) == (str(dataset), [str(more.parents[1])], 3)
-    assert (data["window"], data["since"], data["split_by"]) == ("2d", "2026-11-04", "group and content")
-    assert sum(data["rows"].values()) == 2 * 103 + 60
+    assert (data.source, data.also, data.num_files) == (str(dataset), (str(more.parents[1]),), 3)
+    assert (data.window, data.since, data.split_by) == ("2d", "2026-11-04", "group and content")
+    assert sum(data.rows.values()) == 2 * 103 + 60
     since = LabelledSource(str(dataset), dates=DateRange(since=date(2026, 11, 4)))
-    assert train(since, epochs=1).card["data"]["num_files"] == 2
+    assert train(since, epochs=1).card.data.num_files == 2
 
 
 def test_duplicates_across_groups_and_conflicting_labels_are_on_the_card_and_in_the_readme(
@@ -228,7 +228,7 @@ def test_duplicates_across_groups_and_conflicting_labels_are_on_the_card_and_in_
 
     stored = train(source, epochs=1)
 
-    duplicates = stored.card["data"]["duplicates"]
+    duplicates = stored.card.data.duplicates
     assert (duplicates["num_rows"], duplicates["num_across_sides"]) == (49, 1)
     assert (duplicates["num_conflicting"], duplicates["num_conflicting_rows"]) == (1, 50)
     readme = Path(stored.location.path, "README.md").read_text()
@@ -242,7 +242,7 @@ def test_class_with_too_few_rows_is_left_out_and_named(train: Train, write: Call
     stored = train(LabelledSource(str(source), min_class_rows=10), epochs=1)
 
     assert json.loads(stored.files["config.json"])["classes"] == ["a", "b"]
-    assert stored.card["data"]["left_out"] == {"rare": 4}
+    assert stored.card.data.left_out == {"rare": 4}
     assert "left out: rare (4 rows)." in Path(stored.location.path, "README.md").read_text()
 
 
@@ -269,7 +269,7 @@ def test_warm_start_goes_on_from_a_champion_that_fits_and_takes_a_new_class_in(
     train: Train, registry: Registry, write: Callable[..., Path]
 ) -> None:
     def started_from(source: Path, **options: Any) -> str:
-        return str(train(source, warm_start=True, **options).card["training"]["started_from"])
+        return str(train(source, warm_start=True, **options).card.training.started_from)
 
     source = write("before.parquet", ["a", "b"] * 80)
     assert started_from(source, seed=1) == "scratch: there is no champion yet"
@@ -279,9 +279,9 @@ def test_warm_start_goes_on_from_a_champion_that_fits_and_takes_a_new_class_in(
     warm = train(source, warm_start=True, epochs=1)
     cold = train(source, epochs=1)
 
-    assert warm.card["training"]["started_from"] == f"champion {champion.version}"
-    assert cold.card["training"]["started_from"] == "scratch"
-    assert warm.card["test"]["log_loss"] < cold.card["test"]["log_loss"]
+    assert warm.card.training.started_from == f"champion {champion.version}"
+    assert cold.card.training.started_from == "scratch"
+    assert warm.card.test.log_loss < cold.card.test.log_loss
     new_class = write("after.parquet", ["a", "b", "c"] * 60)
     assert started_from(new_class, epochs=1) == f"champion {champion.version}"
     assert started_from(source, attention="multihead") == (
@@ -294,10 +294,10 @@ def test_warm_start_goes_on_from_a_champion_that_fits_and_takes_a_new_class_in(
 def test_card_keeps_what_drift_and_attention_are_judged_by(train: Train, dataset: Path) -> None:
     card = train(dataset, epochs=1).card
 
-    assert card["drift"]["num_rows"] == card["test"]["num_rows"]
-    assert card["faithfulness"]["num_rows"] > 0
-    assert card["test"]["ece_before_scaling"] != card["test"]["ece"]
-    assert len(card["sample"]["contents"]) == len(card["sample"]["probabilities"]) == 16
+    assert card.drift["num_rows"] == card.test.num_rows
+    assert card.faithfulness["num_rows"] > 0
+    assert card.test.ece_before_scaling != card.test.ece
+    assert len(card.sample.contents) == len(card.sample.probabilities) == 16
 
 
 def test_too_few_rows_to_split_are_refused_and_no_registry_is_made(

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from storage.errors import RegistryError
 from storage.locations import Location
 from storage.locks import only_run
 from storage.registry.aliases import AliasMovedError, RegistryBusyError
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry, StoredCheckpoint, files_digest, read_checkpoint
 from storage.registry.retention import prune, read_snapshot, remove_snapshot, write_snapshot
 
@@ -28,7 +30,12 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def stored(registry: Registry) -> StoredCheckpoint:
-    return registry.publish(FILES, {"metrics": {"accuracy": 0.5}}, "# A checkpoint\n")
+    return registry.publish(FILES, Card(machine="a test"), "# A checkpoint\n")
+
+
+def publish_three(registry: Registry) -> list[str]:
+    """The versions of three checkpoints, in the order in which they were published."""
+    return [registry.publish({**FILES, "model.safetensors": each}, Card(), "").version for each in (b"1", b"2", b"3")]
 
 
 def folder_of(stored: StoredCheckpoint) -> Path:
@@ -40,7 +47,7 @@ def test_published_checkpoint_loads_by_version_and_by_folder(registry: Registry,
     assert registry.load(stored.version) == stored
     assert registry.load(str(folder_of(stored))) == stored
     assert dict(stored.files) == FILES
-    assert stored.card == {"version": stored.version, "metrics": {"accuracy": 0.5}, "digest": stored.digest}
+    assert stored.card == Card(version=stored.version, digest=stored.digest, machine="a test")
     assert registry.card(stored.version) == stored.card
     assert sorted(path.name for path in folder_of(stored).iterdir()) == [
         "README.md",
@@ -58,7 +65,7 @@ def test_digest_is_that_of_the_files_that_score(stored: StoredCheckpoint) -> Non
 
 
 def test_publishing_twice_gives_two_versions(registry: Registry, stored: StoredCheckpoint) -> None:
-    again = registry.publish(FILES, {}, "")
+    again = registry.publish(FILES, Card(), "")
     assert registry.versions() == sorted([stored.version, again.version])
     assert again.version != stored.version
     assert again.digest == stored.digest
@@ -74,7 +81,7 @@ def test_failure_while_publishing_leaves_nothing(registry: Registry, monkeypatch
 
     monkeypatch.setattr(Location, "write_bytes", fail_at_the_card)
     with pytest.raises(OSError, match="No space left"):
-        registry.publish(FILES, {}, "")
+        registry.publish(FILES, Card(), "")
     assert registry.versions() == []
     assert list(Path(registry.root.path, "checkpoints").iterdir()) == []
 
@@ -110,7 +117,7 @@ def test_empty_registry_says_how_to_get_a_champion(registry: Registry) -> None:
 def test_promotion_moves_the_champion_and_keeps_its_history(registry: Registry, stored: StoredCheckpoint) -> None:
     registry.promote(stored.version, "first")
     assert registry.load("champion") == stored
-    second = registry.publish({**FILES, "model.safetensors": b"better"}, {}, "")
+    second = registry.publish({**FILES, "model.safetensors": b"better"}, Card(), "")
     registry.promote(second.version, "more accurate")
     registry.promote(stored.version, "rolled back")
     alias = registry.alias()
@@ -157,7 +164,7 @@ def test_damaged_card_is_told_and_a_missing_one_is_fine(registry: Registry, stor
     with pytest.raises(RegistryError, match=r"card\.json is damaged \(.*\)\. Copy the folder again"):
         registry.load(stored.version)
     card.unlink()
-    assert registry.load(str(folder_of(stored))).card == {}
+    assert registry.load(str(folder_of(stored))).card == Card()
 
 
 def test_checkpoint_that_changed_while_in_use_is_refused(stored: StoredCheckpoint) -> None:
@@ -184,12 +191,12 @@ def test_checkpoint_that_is_not_what_its_card_says_is_refused(registry: Registry
 def test_card_of_another_version_lends_neither_version_nor_digest(registry: Registry, stored: StoredCheckpoint) -> None:
     other = registry.publish({**FILES, "model.safetensors": b"other"}, stored.card, "")
     assert registry.load(other.version) == other
-    assert (other.card["version"], other.card["digest"]) == (other.version, other.digest)
+    assert (other.card.version, other.card.digest) == (other.version, other.digest)
 
 
 def test_card_takes_notes_and_scores_stay_the_same(registry: Registry, stored: StoredCheckpoint) -> None:
-    card = registry.annotate(stored.version, judgement={"outcome": "rejected"})
-    assert card == stored.card | {"judgement": {"outcome": "rejected"}}
+    card = registry.annotate(stored.version, machine="another")
+    assert card == replace(stored.card, machine="another")
     assert registry.load(stored.version).card == card
     assert registry.load(stored.version).digest == stored.digest
 
@@ -208,9 +215,7 @@ def test_card_is_read_without_the_weights(registry: Registry, stored: StoredChec
 
 
 def test_rollback_goes_back_step_by_step_and_remembers_what_was_undone(registry: Registry) -> None:
-    first, second, third = (
-        registry.publish({**FILES, "model.safetensors": content}, {}, "").version for content in (b"1", b"2", b"3")
-    )
+    first, second, third = publish_three(registry)
     for version in (first, second, third):
         registry.promote(version, f"promoted {version}")
     once = registry.roll_back("a bad day")
@@ -237,7 +242,7 @@ def test_rollback_to_a_version_that_is_gone_is_refused_and_moves_nothing(
     registry: Registry, stored: StoredCheckpoint
 ) -> None:
     registry.promote(stored.version, "first")
-    second = registry.publish({**FILES, "model.safetensors": b"better"}, {}, "")
+    second = registry.publish({**FILES, "model.safetensors": b"better"}, Card(), "")
     registry.promote(second.version, "better")
     shutil.rmtree(folder_of(stored))
     with pytest.raises(RegistryError, match=rf"no checkpoint '{stored.version}'"):
@@ -246,7 +251,7 @@ def test_rollback_to_a_version_that_is_gone_is_refused_and_moves_nothing(
 
 
 def test_alias_that_moved_since_the_decision_is_not_moved_by_it(registry: Registry, stored: StoredCheckpoint) -> None:
-    second = registry.publish({**FILES, "model.safetensors": b"better"}, {}, "")
+    second = registry.publish({**FILES, "model.safetensors": b"better"}, Card(), "")
     registry.succeed(None, stored.version, "the first")
     with pytest.raises(AliasMovedError) as refused:
         registry.succeed(None, second.version, "the first too")
@@ -267,7 +272,7 @@ def _promote_often(root: str, version: str, together: Barrier) -> None:
 def _publish_often(root: str, version: str, together: Barrier) -> None:
     together.wait()
     for _ in range(10):
-        Registry.open(root).publish(FILES, {}, "")
+        Registry.open(root).publish(FILES, Card(), "")
 
 
 def _at_once(work: Callable[[str, str, Barrier], None], registry: Registry, version: str = "") -> None:
@@ -333,19 +338,19 @@ def test_registry_is_readable_by_people(registry: Registry, stored: StoredCheckp
 
 def test_aliases_in_an_object_store_move_under_a_lease(s3: Callable[[str], str]) -> None:
     registry = Registry.open(s3("registry"))
-    versions = [registry.publish({**FILES, "model.safetensors": each}, {}, "").version for each in (b"1", b"2", b"3")]
+    versions = publish_three(registry)
     registry.succeed(None, versions[0], "the first")
     registry.succeed(versions[0], versions[1], "better")
     with only_run(registry.root / "aliases", "a test"), pytest.raises(RegistryBusyError, match="run a test, process"):
         registry.promote(versions[2], "at the same time")
     assert registry.roll_back("a bad day").version == versions[0]
-    registry.annotate(versions[2], note="seen")
-    assert registry.load(versions[2]).card["note"] == "seen"
+    registry.annotate(versions[2], machine="seen")
+    assert registry.load(versions[2]).card.machine == "seen"
 
 
 def test_object_store_is_pruned_and_keeps_snapshots(s3: Callable[[str], str]) -> None:
     registry = Registry.open(s3("registry"))
-    versions = [registry.publish({**FILES, "model.safetensors": each}, {}, "").version for each in (b"1", b"2", b"3")]
+    versions = publish_three(registry)
     registry.promote(min(versions), "a test")
     write_snapshot(registry, "d", b"going on")
     assert [each.path for each in prune(registry, keep=1, history=1)] == [f"checkpoints/{sorted(versions)[1]}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import RegistryError
+from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 from storage.registry.retention import (
     find_removable,
@@ -31,7 +32,7 @@ def versions(registry: Registry) -> list[str]:
     """Eight versions, of which the second, third, fourth and first were champions, in this order."""
     for number in range(8):
         files = {"config.json": b"{}", "model.safetensors": b"%d" % number}
-        published = registry.publish(files, {}, "")
+        published = registry.publish(files, Card(), "")
         target = Path(registry.root.path, "checkpoints", f"2026110{number + 1}T000000Z-{published.digest[:8]}")
         Path(published.location.path).rename(target)
     versions = registry.versions()
