@@ -16,7 +16,7 @@ import polars as pl
 
 from storage.errors import FileError, OutputError
 from storage.footers import FOOTER_READERS, read_footer
-from storage.input.hive import hidden_part, partition_values
+from storage.input.hive import partition_values
 from storage.locations import Location, without_credentials
 from storage.output.layout import ATTENTION, PREDICTIONS, classes_in
 
@@ -91,8 +91,8 @@ class _Part:
         output = os.fspath(place)
         folder = Location.parse(output) / part
         address, options = _for_polars(output)
-        names = sorted(folder.relative(info.path) for info in folder.walk() if info.path.endswith(".parquet"))
-        names = [name for name in names if hidden_part(name) is None]
+        found = (info for info in folder.walk() if info.is_file and info.path.endswith(".parquet"))
+        names = sorted(folder.relative(info.path) for info in found)
         if not names:
             raise OutputError(
                 f"{without_credentials(output)} has no {part}. Check the path, and what `save_attention` was set to."

@@ -62,11 +62,11 @@ def checkpoint() -> CheckpointId:
 
 @pytest.fixture
 def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
-    """plan(source, output): the source and its shards; every file must be readable."""
+    """plan(source, output): the source and its shards; every file must be readable unless `damaged` is said."""
 
-    def plan(source: Path | str, output: Output) -> tuple[Source, tuple[Shard, ...]]:
+    def plan(source: Path | str, output: Output, *, damaged: bool = False) -> tuple[Source, tuple[Shard, ...]]:
         planned = plan_output(str(source), output)
-        assert not planned.unreadable
+        assert damaged or not planned.unreadable
         return planned.source, planned.shards
 
     return plan
@@ -85,8 +85,9 @@ def score(
         by: CheckpointId = checkpoint,
         classes: tuple[str, ...] = CLASSES,
         chunk_rows: int = 65_536,
+        damaged: bool = False,
     ) -> tuple[Shard, ...]:
-        found, shards = plan(source, output)
+        found, shards = plan(source, output, damaged=damaged)
         columns: Columns = output.settings.columns
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
         output.prepare(str(found.root))

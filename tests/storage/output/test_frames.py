@@ -41,6 +41,14 @@ def test_files_beside_partitions_have_null_for_them(
     assert attention.select(pl.col("weights").list.len() == pl.col("num_tokens")).collect().to_series().all()
 
 
+@pytest.mark.parametrize("name", ["spark.parquet/part-0", "a/_x.parquet", "[1]/s*.parquet"])
+def test_names_of_inputs_are_no_reason_to_pass_over_their_output(
+    name: str, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    score(put(name, id=[1, 2]), output)
+    assert rows(storage.open_predictions(output.root.path), "id") == [(1,), (2,)]
+
+
 @pytest.mark.parametrize("folder", ["model=a", "checkpoint=x", "date=1999-01-01"])
 def test_partitions_in_the_outputs_own_path_are_none_of_its_columns(
     folder: str, tmp_path: Path, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
