@@ -162,11 +162,11 @@ class FusedCpuEngine:
         states: Floats | None = getattr(self._scratch, "states", None)
         size = num_tokens * 2 * self._size
         if states is None or states.shape[1] < size:
-            self._scratch.states = _aligned((self._num_buffers(), size))
+            self._scratch.states = aligned((self._num_buffers(), size))
             self._scratch.rest = (
                 np.zeros((NUM_SLOTS, self._slot_fields), np.int64),
-                _aligned((NUM_SLOTS, self._size)),
-                _aligned((NUM_SLOTS, 4 * self._lanes)),
+                aligned((NUM_SLOTS, self._size)),
+                aligned((NUM_SLOTS, 4 * self._lanes)),
             )
         slots, cells, sums = self._scratch.rest
         return slots, self._scratch.states, cells, sums
@@ -205,13 +205,13 @@ def _lay_out(folded: Folded, hidden_size: int, lanes: int) -> tuple[Floats, ...]
 
 
 def _single(matrix: Doubles) -> Floats:
-    single = _aligned(matrix.shape)
+    single = aligned(matrix.shape)
     single[...] = matrix
     return single
 
 
-def _aligned(shape: tuple[int, ...]) -> Floats:
-    """Zeros at an address that is a multiple of 64, so that no vector lies across two cache lines."""
+def aligned(shape: tuple[int, ...]) -> Floats:
+    """float32 zeros at an address that is a multiple of 64, so that no vector lies across two cache lines."""
     size = 4 * int(np.prod(shape))
     memory = np.zeros(size + 63, np.uint8)
     start = -memory.ctypes.data % 64

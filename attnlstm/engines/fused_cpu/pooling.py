@@ -56,7 +56,7 @@ def exponential(x):
 
 
 @intrinsic
-def _score_tokens(typing, states, score_weights, num_blocks, num_tokens, scores):
+def score_tokens(typing, states, score_weights, num_blocks, num_tokens, scores):
     """scores[t] = states[t] . score_weights, float32; vectors of num_blocks * LANES numbers; addresses."""
 
     def emit(context, builder, signature, args):
@@ -84,7 +84,7 @@ def _score_tokens(typing, states, score_weights, num_blocks, num_tokens, scores)
 
 
 @intrinsic
-def _add_weighted(typing, states, weights, num_blocks, num_tokens, sums):
+def add_weighted(typing, states, weights, num_blocks, num_tokens, sums):
     """sums = the sum of weights[t] * states[t] over tokens; float32 states and weights, float64 sums; addresses.
 
     num_blocks: of LANES numbers in a state, an even number.
@@ -130,7 +130,7 @@ def pool(states, score_weights, attention_weights, context):
     """
     num_blocks, num_tokens = len(score_weights) // LANES, len(attention_weights)
     weights = attention_weights.ctypes.data
-    _score_tokens(states, score_weights.ctypes.data, num_blocks, num_tokens, weights)
+    score_tokens(states, score_weights.ctypes.data, num_blocks, num_tokens, weights)
     highest = attention_weights[0]
     for t in range(1, num_tokens):
         highest = max(highest, attention_weights[t])
@@ -138,7 +138,7 @@ def pool(states, score_weights, attention_weights, context):
     for t in range(num_tokens):
         attention_weights[t] = exponential(np.float64(attention_weights[t]) - np.float64(highest))
         total += attention_weights[t]
-    _add_weighted(states, weights, num_blocks, num_tokens, context.ctypes.data)
+    add_weighted(states, weights, num_blocks, num_tokens, context.ctypes.data)
     for t in range(num_tokens):
         attention_weights[t] /= total
     for d in range(len(context)):

@@ -93,15 +93,19 @@ def _polynomial(rows, z, coefficients):
     return total
 
 
-def _add_products(vectors, inputs, weights, count, sums):
-    """sums[r * GATES + gate] + weights[k, gate] * inputs[r][k] for k in 0 .. count - 1, one after the other."""
+def add_products(vectors, inputs, weights, count, sums):
+    """sums[r * W + w] + weights[k, w] * inputs[r][k] for k in 0 .. count - 1, one after the other.
+
+    W: vectors of weights, GATES in a step: as many as there are sums for each row of inputs.
+    """
     builder = vectors.builder
+    width = len(sums) // len(inputs)
 
     def one_input(k, sums):
-        row = at(builder, weights, builder.mul(k, INT64(GATES * vectors.num_lanes)))
+        row = at(builder, weights, builder.mul(k, INT64(width * vectors.num_lanes)))
         numbers = [vectors.splat(builder.load(at(builder, each, k))) for each in inputs]
-        loaded = [vectors.load(at(builder, row, gate * vectors.num_lanes)) for gate in range(GATES)]
-        return [vectors.fma(loaded[n % GATES], numbers[n // GATES], each) for n, each in enumerate(sums)]
+        loaded = [vectors.load(at(builder, row, w * vectors.num_lanes)) for w in range(width)]
+        return [vectors.fma(loaded[n % width], numbers[n // width], each) for n, each in enumerate(sums)]
 
     return repeat(builder, count, sums, one_input)
 
@@ -142,7 +146,7 @@ def step_tile(typing, slots, weights, first_unit, state_size, first_input, count
         halves = below, [at(builder, state, state_size) for state in below], before
         for n, inputs in enumerate(halves):
             count = builder.extract_value(counts, n)
-            sums = _add_products(vectors, inputs, weights, count, sums)
+            sums = add_products(vectors, inputs, weights, count, sums)
             weights = at(builder, weights, builder.mul(count, INT64(GATES * num_lanes)))
         with builder.if_else(is_last) as (then, otherwise):
             with then:

@@ -1,0 +1,175 @@
+"""A training step's loss and gradients on a CPU: compiled passes over ragged rows, for the networks that they know.
+
+Owns what is prepared for them: which networks fit, groups of rows and the threads that share them, memory, and random
+numbers of the dropout. Knows nothing about the arithmetic, which is `kernel`'s and `tiles`', or where weights lie,
+which is `layout`'s. Numba is imported when gradients are asked for, not with this file.
+"""
+
+import threading
+from concurrent.futures import Executor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from attnlstm.batching import plan_batches
+from attnlstm.engines.fused_cpu import aligned, fits
+from attnlstm.network import AttentionLSTM
+from attnlstm.training.fused.layout import Arrays, Layout, padded
+from attnlstm.training.rows import LabelledSequences
+
+ROWS_PER_GROUP = 16
+"""Rows that a thread computes side by side: enough for a few tiles, and few enough to keep several threads busy. It
+depends on nothing but the rows, so that sums come out the same on any number of threads."""
+
+TOKENS_WORTH_A_THREAD = 1024
+"""Groups that would have fewer tokens than these get more rows: short rows cost little next to the calls."""
+
+GROUP_BYTES = 1 << 27
+"""Of what is kept of a group's tokens between the passes, 128 MiB. A longer row is a group of its own."""
+
+LARGEST_TABLE_BYTES = 1 << 22
+"""Of what tokens add to the sums of the first layer, 4 MiB: its gradient is added up for each group."""
+
+
+def why_not_fused(network: torch.nn.Module) -> str | None:
+    """None if the fused step can train this network, otherwise why it can't."""
+    if type(network) is not AttentionLSTM:
+        return f"it is made for the network itself, and {type(network).__name__} may compute something else"
+    parameters = list(network.parameters())
+    if any(not parameter.requires_grad for parameter in parameters):
+        return "some of the parameters are not to be trained"
+    if any(parameter.device.type != "cpu" or parameter.dtype != torch.float32 for parameter in parameters):
+        return "it computes on a CPU, in float32"
+    config = network.config
+    table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size) * 4
+    if table_bytes > LARGEST_TABLE_BYTES:
+        return (
+            f"num_embeddings is {config.num_embeddings}, which makes a table of {table_bytes >> 20} MiB for each "
+            f"group of rows; at most {LARGEST_TABLE_BYTES >> 20} are used"
+        )
+    return fits(config)
+
+
+class FusedGradients:
+    """A network's mean loss and its gradients, batch by batch.
+
+    network: whose parameters are read anew for each batch, and get their gradients; see `why_not_fused`.
+    class_weights: float32 (C,), what a row of each class is worth. clip_norm: longest gradient that is left as it is.
+    seed: of the dropout. workers: compute the groups of a batch.
+    The loss and the gradients are the same bits on any number of threads.
+    """
+
+    def __init__(
+        self,
+        network: AttentionLSTM,
+        *,
+        class_weights: npt.NDArray[np.float32],
+        clip_norm: float,
+        seed: int,
+        workers: Executor,
+    ) -> None:
+        from attnlstm.training.fused import kernel
+
+        self._config = config = network.config
+        self._class_weights = class_weights.astype(np.float64)
+        self._clip_norm = clip_norm
+        self._seed = seed
+        self._workers = workers
+        self._run_group, self._prepare, self._finish = kernel.compile_step()
+        self._new_slots = kernel.new_slots
+
+        named = {name: parameter for name, parameter in network.named_parameters()}
+        self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
+        self._parameters = [each.detach().numpy().reshape(-1) for each in named.values()]
+        self._flat = np.zeros(layout.num_parameters + 1, np.float32)
+        flat_weights = aligned((layout.weights.size,))
+        self._weights = layout.weights.views(flat_weights) | {"all": flat_weights}
+        size = self._size = padded(config.hidden_size)
+        self._table = aligned((2, config.num_embeddings, 4 * size))
+        self._biases = aligned((config.num_layers, 2, 4 * size))
+        self._score_weights = aligned((2 * size,))
+        # One more number, which stays 0: the gradient of what makes no difference.
+        flat_gradients = aligned((layout.gradients.size + 1,))
+        self._gradients = layout.gradients.views(flat_gradients) | {"all": flat_gradients}
+        self._groups: list[Arrays] = []
+        self._scratch = threading.local()
+
+        self._of_parameters = np.zeros(layout.num_parameters, np.float32)
+        pieces = torch.from_numpy(self._of_parameters).split([each.numel() for each in named.values()])
+        for parameter, piece in zip(named.values(), pieces, strict=True):
+            parameter.grad = piece.view(parameter.shape)
+
+    def compute(self, batch: LabelledSequences, step: int) -> float:
+        """The batch's mean loss. The parameters' `grad` are overwritten."""
+        weights, gradients, layout, config = self._weights, self._gradients, self._layout, self._config
+        np.concatenate(self._parameters, out=self._flat[:-1])
+        self._prepare(
+            self._flat, layout.source, layout.scale, weights["all"], weights["embedding"], weights["first_forward"],
+            weights["bias_ih"], weights["bias_hh"], weights["keys"], weights["query"],
+            self._biases, self._table, self._score_weights,
+        )  # fmt: skip
+        values = np.ascontiguousarray(batch.values, np.int32)
+        lengths = batch.lengths
+        labels = np.ascontiguousarray(batch.labels, np.int64)
+        worths = self._class_weights[labels] / len(batch)
+        drop_keys = np.zeros((config.num_layers - 1, len(batch)), np.uint32)
+        if config.dropout:
+            rng = np.random.default_rng((self._seed, 2, step))
+            drop_keys = rng.integers(0, 1 << 32, drop_keys.shape, np.uint32)
+        drop_threshold = min(round(config.dropout * 2**32), 2**32 - 1)
+        drop_scale = np.float32(1 / (1 - config.dropout))
+
+        def run(numbered: tuple[Arrays, npt.NDArray[np.int64]]) -> float:
+            of_group, rows = numbered
+            scratch = self._scratch_of_thread(len(rows), int(lengths[rows].sum()))
+            loss = np.empty(1)
+            self._run_group(
+                values, batch.offsets, rows, labels, worths, drop_keys, drop_threshold, drop_scale,
+                self._table, self._biases[1:], weights["in_forward"], weights["in_backward"],
+                weights["own_forward"], weights["own_backward"], self._score_weights,
+                weights["hidden_in"], weights["hidden"], weights["hidden_bias"],
+                weights["class_in"], weights["class"], weights["class_bias"],
+                *scratch,
+                of_group["table"], of_group["biases"], of_group["in"], of_group["own"], of_group["score"],
+                of_group["hidden"], of_group["hidden_bias"], of_group["class"], of_group["class_bias"], loss,
+            )  # fmt: skip
+            return float(loss[0])
+
+        groups = self._plan(lengths)
+        while len(self._groups) < len(groups):
+            flat = aligned((layout.of_group.size,))
+            self._groups.append(layout.of_group.views(flat) | {"all": flat})
+        # The list runs the threads to the end; a failure in one is raised here.
+        loss = sum(list(self._workers.map(run, zip(self._groups, groups, strict=False))))
+
+        total = gradients["all"][: layout.of_group.size]
+        total[:] = self._groups[0]["all"]
+        for of_group in self._groups[1 : len(groups)]:
+            total += of_group["all"]
+        self._finish(
+            gradients["all"], gradients["table"], gradients["score"], weights["embedding"], weights["first_backward"],
+            weights["keys"], weights["query"], gradients["embedding"], gradients["first"], gradients["first_bias"],
+            gradients["keys"], gradients["query"], layout.target, self._clip_norm, self._of_parameters,
+        )  # fmt: skip
+        return loss
+
+    def _plan(self, lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        token_bytes = 4 * self._size * 2 * (9 * self._config.num_layers + 1)
+        max_rows = max(ROWS_PER_GROUP, TOKENS_WORTH_A_THREAD // int(lengths.max()))
+        return list(plan_batches(lengths, max_tokens=GROUP_BYTES // token_bytes, max_rows=max_rows))
+
+    def _scratch_of_thread(self, num_rows: int, num_tokens: int) -> tuple[npt.NDArray[np.float32], ...]:
+        """What is kept between the passes, by each thread: fresh memory costs more than it seems."""
+        num_positions = num_tokens + num_rows + 1
+        kept: tuple[npt.NDArray[np.float32], ...] | None = getattr(self._scratch, "kept", None)
+        if kept is None or kept[6].shape[1] < num_positions or kept[7].shape[1] < num_rows:
+            L, D, P = self._config.num_layers, self._size, num_positions
+            with_dropout = P * 2 * D if self._config.dropout else 0
+            kept = (
+                aligned((L, 2, P * 4 * D)), aligned((L, 2, P * D)), aligned((L, 2, P * D)), aligned((L, P * 2 * D)),
+                aligned((L - 1, with_dropout)), aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)),
+                self._new_slots(num_rows),
+            )  # fmt: skip
+            self._scratch.kept = kept
+        return kept
