@@ -19,10 +19,12 @@ import numpy.typing as npt
 import torch
 
 from attnlstm.config import ModelConfig, differences
+from attnlstm.engines.fused_cpu import FusedCpuEngine
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
 from attnlstm.evaluation.calibration import fit_temperature
 from attnlstm.network import AttentionLSTM
 from attnlstm.process import keep_freed_memory, num_cores, worker_threads
+from attnlstm.training.fused import why_not_fused
 from attnlstm.training.rows import (
     LabelledSequences,
     balancing_weights,
@@ -104,14 +106,17 @@ def train(
     sums = EpochSums()
     reports: list[EpochReport] = []
     best: Best | None = None
+    fused = why_not_fused(network) is None
     if resume_from is not None:
         resumed = restore(resume_from, network, optimizer, digest)
         schedule = Schedule(settings, steps_per_epoch, resumed.pace)
         sums, reports, best = resumed.sums, list(resumed.reports), resumed.best
+        fused = fused and resumed.fused
 
     def snapshot() -> None:
         if on_snapshot:
-            on_snapshot(to_bytes(Snapshot(schedule.pace(), sums, tuple(reports), best), network, optimizer, digest))
+            now = Snapshot(schedule.pace(), sums, tuple(reports), best, fused)
+            on_snapshot(to_bytes(now, network, optimizer, digest))
 
     weights = np.ones(config.num_classes, np.float32)
     if settings.class_weights == "balanced":
@@ -127,11 +132,13 @@ def train(
             precision=settings.precision,
             seed=settings.seed,
             workers=workers,
+            fused=fused,
         )
         while (stopped_by := schedule.stopped_by) is None:
             _train_epoch(stepper, schedule, settings, train, config.padding_id, len(reports), sums, snapshot)
             validation_began = time.monotonic()
-            logits = TorchEngine(network, settings.device, threads).logits(validation.values, validation.offsets)
+            engine = FusedCpuEngine(network, threads) if fused else TorchEngine(network, settings.device, threads)
+            logits = engine.logits(validation.values, validation.offsets)
             judged = validate(logits, validation.labels, 1 / repeats)
             schedule.validated(time.monotonic() - validation_began)
             improved = best is None or judged.calibrated_loss < best.score

@@ -65,12 +65,17 @@ class Best:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a training is, save for weights and optimizer. best: None before the first validation."""
+    """Where a training is, save for weights and optimizer. best: None before the first validation.
+
+    fused: whether its gradients come from the compiled step, whose last digits are not torch's. Snapshots from before
+    there was one don't say; they go on with torch.
+    """
 
     pace: Pace
     sums: EpochSums
     reports: tuple[EpochReport, ...]
     best: Best | None
+    fused: bool
 
 
 def to_bytes(snapshot: Snapshot, network: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> bytes:
@@ -97,6 +102,7 @@ def to_bytes(snapshot: Snapshot, network: nn.Module, optimizer: torch.optim.Opti
         "sums": asdict(snapshot.sums),
         "reports": [asdict(report) for report in snapshot.reports],
         "best_score": snapshot.best.score if snapshot.best else None,
+        "fused": snapshot.fused,
     }
     return safetensors.torch.save(tensors, metadata={"training": json.dumps(state)})
 
@@ -135,6 +141,7 @@ def restore(data: bytes, network: nn.Module, optimizer: torch.optim.Optimizer, d
         sums=EpochSums(**state["sums"]),
         reports=tuple(EpochReport(**report) for report in state["reports"]),
         best=best,
+        fused=state.get("fused", False),
     )
 
 

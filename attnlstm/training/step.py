@@ -1,4 +1,4 @@
-"""One step of the optimizer: a batch in slices, their gradients side by side, and the update.
+"""One step of the optimizer: a batch's gradients, compiled (see `fused`) or torch's, slice by slice, and the update.
 
 Owns what runs on the device. Knows nothing about schedules, epochs, or which rows make a batch.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnlstm.batching import pad, plan_batches
 from attnlstm.network import AttentionLSTM
+from attnlstm.training.fused import FusedGradients
 from attnlstm.training.rows import LabelledSequences
 from attnlstm.training.settings import Precision
 
@@ -34,6 +35,7 @@ class Stepper:
 
     network: trained in place; already on its device. class_weights: float32 (C,), what a row of each class is worth.
     seed: of the dropout. workers: compute the slices of a batch on a CPU; a CUDA device takes them one by one.
+    fused: whether gradients are computed by `fused`, which must know the network, or by torch.
     """
 
     def __init__(
@@ -46,7 +48,13 @@ class Stepper:
         precision: Precision,
         seed: int,
         workers: Executor,
+        fused: bool,
     ) -> None:
+        self._fused = None
+        if fused:
+            self._fused = FusedGradients(
+                network, class_weights=class_weights, clip_norm=clip_norm, seed=seed, workers=workers
+            )
         self._network = network
         self._optimizer = optimizer
         self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -60,13 +68,22 @@ class Stepper:
     def take(self, batch: LabelledSequences, step: int, learning_rate: float) -> Tensor:
         """One step. Returns the batch's mean loss before it, on the device, so that nobody waits for it."""
         self._optimizer.param_groups[0]["lr"] = learning_rate
+        if self._fused:
+            total = torch.tensor(self._fused.compute(batch, step), dtype=torch.float64)
+        else:
+            total = self._gradients_by_torch(batch, step)
+        self._optimizer.step()
+        return total
+
+    def _gradients_by_torch(self, batch: LabelledSequences, step: int) -> Tensor:
+        """The batch's mean loss. Every parameter gets its gradient, clipped."""
         on_cpu = self._device.type == "cpu"
         max_rows = _rows_per_slice(len(batch), int(batch.lengths.max())) if on_cpu else len(batch)
         max_tokens = TOKENS_PER_SLICE[self._device.type]
         slices = list(plan_batches(batch.lengths, max_tokens=max_tokens, max_rows=max_rows))
         # A single slice goes to a worker too: only there is torch set to one thread, and to flush denormals.
         apply = self._workers.map if on_cpu else map
-        results = list(apply(lambda part: self._gradients(batch, step, *part), enumerate(slices)))
+        results = list(apply(lambda part: self._gradients_of_slice(batch, step, *part), enumerate(slices)))
         total, gradients = results[0]
         for loss, others in results[1:]:
             total = total + loss
@@ -74,10 +91,9 @@ class Stepper:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        self._optimizer.step()
         return total
 
-    def _gradients(
+    def _gradients_of_slice(
         self, batch: LabelledSequences, step: int, number: int, part: npt.NDArray[np.int64]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """A slice's share of the mean loss, and its gradients."""

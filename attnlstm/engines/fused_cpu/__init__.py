@@ -117,26 +117,37 @@ class FusedCpuEngine:
 
     def score(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> Scores:
         """See `Engine.score`."""
+        scores, _ = self._run(values, offsets)
+        return scores
+
+    def logits(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> Floats:
+        """Logits (N, C) of ragged rows before the temperature, which is what calibration needs. As `score`."""
+        return (self._run(values, offsets)[1] * self._config.temperature).astype(np.float32)
+
+    def _run(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> tuple[Scores, Doubles]:
+        """Scores, and logits (N, C) divided by the temperature."""
         check_ragged(values, offsets, self._config.padding_id)
         values = np.ascontiguousarray(values, np.int32)
         offsets = np.ascontiguousarray(offsets, np.int64)
-        probabilities = np.empty((len(offsets) - 1, self._config.num_classes), np.float32)
+        logits = np.empty((len(offsets) - 1, self._config.num_classes))
+        probabilities = np.empty(logits.shape, np.float32)
         attention_weights = np.empty(len(values), np.float32)
         equal_rows = self._equal_rows(values, offsets)
 
         def forward(rows: npt.NDArray[np.int64]) -> None:
             num_tokens = int((offsets[rows + 1] - offsets[rows]).sum())
-            of_rows = np.empty((len(rows), self._config.num_classes), np.float32)
+            logits_of_rows = np.empty((len(rows), self._config.num_classes))
+            of_rows = np.empty(logits_of_rows.shape, np.float32)
             self._score_rows(
                 values, offsets, rows, self._config.hidden_size, *self._kernel_weights, *self._classifier,
-                *self._scratch_of_thread(num_tokens), of_rows, attention_weights,
+                *self._scratch_of_thread(num_tokens), logits_of_rows, of_rows, attention_weights,
             )  # fmt: skip
-            probabilities[rows] = of_rows
+            logits[rows], probabilities[rows] = logits_of_rows, of_rows
 
         # The list runs the threads to the end; a failure in one is raised here.
         list(self._workers.map(forward, self._groups(np.diff(offsets), equal_rows.first_rows)))
-        equal_rows.copy_scores(probabilities, attention_weights)
-        return Scores(probabilities, attention_weights)
+        equal_rows.copy_scores(logits, probabilities, attention_weights)
+        return Scores(probabilities, attention_weights), logits
 
     def _groups(self, lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         """Rows of each call of the kernel, longest first: of like lengths, so that the slots end together."""

@@ -35,9 +35,15 @@ class EqualRows:
         _compile_find()(values, offsets, places, np.empty(num_rows, np.uint64), self._first)
         self.first_rows = np.flatnonzero(self._first == np.arange(num_rows))
 
-    def copy_scores(self, probabilities: npt.NDArray[np.float32], attention_weights: npt.NDArray[np.float32]) -> None:
-        """Fill in what the other rows score. probabilities: (N, C). attention_weights: one for each value."""
+    def copy_scores(
+        self,
+        logits: npt.NDArray[np.float64],
+        probabilities: npt.NDArray[np.float32],
+        attention_weights: npt.NDArray[np.float32],
+    ) -> None:
+        """Fill in what the other rows score. logits, probabilities: (N, C). attention_weights: one for each value."""
         if len(self.first_rows) < len(self._first):
+            logits[:] = logits[self._first]
             probabilities[:] = probabilities[self._first]
             _compile_copy()(self._offsets, self._first, attention_weights)
 

@@ -62,7 +62,7 @@ SIGNATURE = types.void(
     _read(types.float32, 1),
     _read(types.float64, 2), _read(types.float64, 1), _read(types.float64, 2), _read(types.float64, 1),
     _write(types.int64, 2), _write(types.float32, 2), _write(types.float32, 2), _write(types.float32, 2),
-    _write(types.float32, 2), _write(types.float32, 1),
+    _write(types.float64, 2), _write(types.float32, 2), _write(types.float32, 1),
 )  # fmt: skip
 
 
@@ -175,8 +175,8 @@ def compile_score_rows() -> Callable[..., None]:
     """The kernel for any network, compiled for this processor, or read from Numba's cache on disk.
 
     score_rows(values, offsets, rows, hidden_size, table, biases, first_weights, upper_weights, score_weights,
-    hidden_weights, hidden_biases, class_weights, class_biases, states, cells, partial_sums, probabilities,
-    attention_weights) computes some rows of a ragged batch.
+    hidden_weights, hidden_biases, class_weights, class_biases, states, cells, partial_sums, logits,
+    probabilities, attention_weights) computes some rows of a ragged batch.
     values, offsets: as `Engine.score` has them, values int32. rows: int64 (N,), indices of the rows.
     table: float32 (2, V, panels * 4 * lanes), what each token adds to the gates of layer 0, by direction.
     biases: float32 (L - 1, 2, panels * 4 * lanes), of the layers above. first_weights: float32 (1, 2, panels,
@@ -184,7 +184,8 @@ def compile_score_rows() -> Callable[..., None]:
     score_weights: float32 (2 D,). The classifier's: float64, as `pooling.classify` takes them.
     slots: int64 (slots, SLOT_FIELDS), states: float32 (2, at least T * 2 D), or (1, ...) for a single layer, with 0
     in what is padding; cells: (slots, D), partial_sums: (slots, 4 * lanes): scratch.
-    probabilities: float32 (N, C), of these rows, and attention_weights: float32, one for each value: the results.
+    logits: float64 (N, C), and probabilities: float32 (N, C), of these rows, and attention_weights: float32, one for
+    each value: the results.
     """
     # Numba compiles again when this file changes; the digest, closed over, makes it watch the others too.
     digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (pooling, tile, vectors)))
@@ -192,7 +193,7 @@ def compile_score_rows() -> Callable[..., None]:
     def score_rows(
         values, offsets, rows, hidden_size, table, biases, first_weights, upper_weights, score_weights,
         hidden_weights, hidden_biases, class_weights, class_biases, slots, states, cells, partial_sums,
-        probabilities, attention_weights,
+        logits, probabilities, attention_weights,
     ):  # fmt: skip
         assert digest >= 0
         begins = np.zeros(len(rows) + 1, np.int64)
@@ -230,6 +231,6 @@ def compile_score_rows() -> Callable[..., None]:
         for n in range(len(rows)):
             weights = attention_weights[offsets[rows[n]] : offsets[rows[n] + 1]]
             pool(above + begins[n] * 2 * size * FLOAT_BYTES, score_weights, weights, context)
-            classify(context, hidden_weights, hidden_biases, class_weights, class_biases, probabilities[n])
+            classify(context, hidden_weights, hidden_biases, class_weights, class_biases, logits[n], probabilities[n])
 
     return compiled(score_rows, SIGNATURE)

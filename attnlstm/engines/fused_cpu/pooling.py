@@ -146,25 +146,26 @@ def pool(states, score_weights, attention_weights, context):
 
 
 @njit(forceinline=True)
-def classify(context, hidden_weights, hidden_biases, class_weights, class_biases, probabilities):
+def classify(context, hidden_weights, hidden_biases, class_weights, class_biases, logits, probabilities):
     """Linear, ReLU, linear and softmax, all in float64.
 
-    context: (D,). Weights as (inputs, outputs). probabilities: float32 (C,), the result. It is written out since a
-    BLAS adds up in an order of its own.
+    context: (D,). Weights as (inputs, outputs). logits: (C,), and probabilities: float32 (C,), are the results. It is
+    written out since a BLAS adds up in an order of its own.
     """
     hidden = hidden_biases.copy()
     for k in range(len(hidden_weights)):
         for j in range(len(hidden)):
             hidden[j] += context[k] * hidden_weights[k, j]
-    logits = class_biases.copy()
+    logits[:] = class_biases
     for k in range(len(class_weights)):
         active = 0.0 if hidden[k] < 0 else hidden[k]  # unlike max, it keeps NaN
         for j in range(len(logits)):
             logits[j] += active * class_weights[k, j]
     highest = logits.max()
+    shares = np.empty(len(logits))
     total = 0.0
     for j in range(len(logits)):
-        logits[j] = exponential(logits[j] - highest)
-        total += logits[j]
+        shares[j] = exponential(logits[j] - highest)
+        total += shares[j]
     for j in range(len(logits)):
-        probabilities[j] = logits[j] / total
+        probabilities[j] = shares[j] / total

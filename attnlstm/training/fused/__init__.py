@@ -79,7 +79,7 @@ class FusedGradients:
         self._run_group, self._prepare, self._finish = kernel.compile_step()
         self._new_slots = kernel.new_slots
 
-        named = {name: parameter for name, parameter in network.named_parameters()}
+        named = dict(network.named_parameters())
         self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
         self._parameters = [each.detach().numpy().reshape(-1) for each in named.values()]
         self._flat = np.zeros(layout.num_parameters + 1, np.float32)
@@ -96,7 +96,7 @@ class FusedGradients:
         self._scratch = threading.local()
 
         self._of_parameters = np.zeros(layout.num_parameters, np.float32)
-        pieces = torch.from_numpy(self._of_parameters).split([each.numel() for each in named.values()])
+        pieces = torch.split(torch.from_numpy(self._of_parameters), [each.numel() for each in named.values()])
         for parameter, piece in zip(named.values(), pieces, strict=True):
             parameter.grad = piece.view(parameter.shape)
 

@@ -48,9 +48,11 @@ class Segments:
 class Layout:
     """Of a network with additive attention, for vectors of so many lanes.
 
-    weights, gradients: what the arrays of both are called, and their shapes. source: int64, for each of the weights
-    its place among the parameters end to end, or that after the last of them, where 0 must be; scale: float32, what
-    it is multiplied by: the sums of gates i, f and o are halved. target: int64, for each parameter its gradient's place.
+    weights, of_group, gradients: the arrays of weights, of the gradients of a group of rows, and of all gradients, the
+    former among them: what they are called, and their shapes.
+    source: int64, for each of the weights its place among the parameters end to end, or that after the last of them,
+    where 0 must be. scale: float32, what it is multiplied by: the sums of gates i, f and o are halved. target: int64,
+    for each parameter the place of its gradient, or that after the last of them, where 0 must be.
     """
 
     def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], lanes: int) -> None:

@@ -65,9 +65,7 @@ def forward_tile(typing, slots, weights, first_unit, size, ahead, states, gates,
         side_by_side = SideBySide(vectors)
         for first in range(0, num_rows, 2):  # two rows at a time, whose results both fit in registers
             part = range(first, min(first + 2, num_rows))
-            old = [
-                vectors.load(at(builder, _at_position(builder, cells, behind[r], size), first_unit)) for r in part
-            ]
+            old = [vectors.load(at(builder, _at_position(builder, cells, behind[r], size), first_unit)) for r in part]
             of_gates = ([sums[r * GATES + gate] for r in part] for gate in range(GATES))
             *saved, cell, tanh, state = _cell(side_by_side, *of_gates, old)
             for n, r in enumerate(part):
@@ -102,7 +100,9 @@ def _cell(rows, i, f, g, o, c):
 
 
 @intrinsic(prefer_literal=True)
-def backward_cell(typing, position, first_unit, size, ahead, gates, cells, tanhs, from_above, from_next, of_cell, lanes):
+def backward_cell(
+    typing, position, first_unit, size, ahead, gates, cells, tanhs, from_above, from_next, of_cell, lanes
+):
     """The backward pass of one step of one row and the hidden units first_unit .. first_unit + lanes - 1.
 
     gates are overwritten with the gradients of their sums. from_above: address of position 0, the gradients of states,
@@ -130,9 +130,7 @@ def backward_cell(typing, position, first_unit, size, ahead, gates, cells, tanhs
         one = vectors.constant(1.0)
         multiply, subtract = vectors.multiply, builder.fsub
         dho = multiply(dh, o)
-        dc = vectors.fma(
-            dho, subtract(one, multiply(tanh, tanh)), vectors.load(at(builder, of_cell, first_unit))
-        )
+        dc = vectors.fma(dho, subtract(one, multiply(tanh, tanh)), vectors.load(at(builder, of_cell, first_unit)))
         dci, dcf = multiply(dc, i), multiply(dc, f)
         gradients = (
             multiply(multiply(dci, g), subtract(one, i)),

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
+from attnlstm.engines.fused_cpu import FusedCpuEngine
 from attnlstm.network import AttentionLSTM
-from attnlstm.training import loop as training
 from attnlstm.training.loop import train
 from attnlstm.training.rows import LabelledSequences, crop
 from attnlstm.training.settings import TrainingSettings
@@ -101,7 +101,7 @@ def test_the_best_weights_are_kept_and_patience_ends_it(rows: LabelledSequences,
     assert len(reports) == math.ceil(told * 1.25)
     kept = F.cross_entropy(torch.from_numpy(result.validation_logits), torch.from_numpy(wrong.labels))
     assert kept.item() == pytest.approx(reports[result.best_epoch - 1].validation_loss)
-    again = training.TorchEngine(result.network, "cpu").logits(wrong.values, wrong.offsets)
+    again = FusedCpuEngine(result.network).logits(wrong.values, wrong.offsets)
     np.testing.assert_array_equal(again, result.validation_logits)
 
 

@@ -18,9 +18,10 @@ from attnlstm.training.step import Stepper, _rows_per_slice
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=("x", "y", "z"))
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("weights", [np.ones(3, np.float32), np.array([0.5, 3, 1], np.float32)])
 def test_a_step_is_that_of_the_whole_batch_at_once(
-    weights: np.ndarray, planted: Callable[[int, int], LabelledSequences]
+    weights: np.ndarray, fused: bool, planted: Callable[[int, int], LabelledSequences]
 ) -> None:
     """Slices, threads and summing do not change the gradient of the mean loss."""
     network = AttentionLSTM(CONFIG)
@@ -37,6 +38,7 @@ def test_a_step_is_that_of_the_whole_batch_at_once(
             precision="float32",
             seed=0,
             workers=workers,
+            fused=fused,
         )
         loss = stepper.take(batch, step=0, learning_rate=0.5)
     found = {name: before[name] - tensor for name, tensor in network.state_dict().items()}
@@ -51,7 +53,10 @@ def test_a_step_is_that_of_the_whole_batch_at_once(
         torch.testing.assert_close(found[name], 0.5 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_balanced_classes_have_the_same_say_in_the_gradient(planted: Callable[[int, int], LabelledSequences]) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_balanced_classes_have_the_same_say_in_the_gradient(
+    fused: bool, planted: Callable[[int, int], LabelledSequences]
+) -> None:
     rows = planted(97, 5)
     lopsided = replace(rows, labels=np.where(np.arange(97) < 90, 0, rows.labels))
     weights = balancing_weights(lopsided.labels, 3)
@@ -60,7 +65,14 @@ def test_balanced_classes_have_the_same_say_in_the_gradient(planted: Callable[[i
     with worker_threads(1, "test") as workers:
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
         stepper = Stepper(
-            network, optimizer, class_weights=weights, clip_norm=1.0, precision="float32", seed=0, workers=workers
+            network,
+            optimizer,
+            class_weights=weights,
+            clip_norm=1.0,
+            precision="float32",
+            seed=0,
+            workers=workers,
+            fused=fused,
         )
         found = stepper.take(lopsided, step=0, learning_rate=0.0).item()
     token_ids, lengths = pad(rows.values, rows.offsets, np.arange(97), CONFIG.padding_id)
