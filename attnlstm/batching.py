@@ -1,4 +1,4 @@
-"""Ragged rows to padded batches and back.
+"""Ragged rows to padded batches.
 
 Owns which rows share a batch, which depends on lengths alone, so that the same rows give the same batches on
 every machine. Knows numpy only: nothing of networks or devices. Nothing here loops over rows.
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.integer]
-Floats = npt.NDArray[np.float32]
 
 LONG_ROWS_MORE = 4
 """How many times the usual tokens a batch of few long rows may have. Of two rows a processor reads the weights as
@@ -84,23 +83,7 @@ def pad(
     """
     lengths = offsets[rows + 1] - offsets[rows]
     token_ids = np.full((len(rows), lengths.max()), padding_id, np.int32)
-    token_ids[_is_token(lengths)] = values[_positions(offsets[rows], lengths)]
-    return token_ids, lengths
-
-
-def unpad(padded: Floats, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], values: Floats) -> None:
-    """The reverse of `pad`: write padded (B, T) into `values`, where the rows' tokens are. Padding is left out."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    values[_positions(offsets[rows], lengths)] = padded[_is_token(lengths)]
-
-
-def _is_token(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """bool (B, T), True for real tokens."""
-    return np.arange(lengths.max()) < lengths[:, None]
-
-
-def _positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each token of the rows lies in the ragged values, row after row: int64 (sum of lengths,)."""
     before = np.cumsum(lengths) - lengths
-    positions: npt.NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-    return positions
+    positions = np.arange(lengths.sum()) + np.repeat(offsets[rows] - before, lengths)  # row after row
+    token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = values[positions]
+    return token_ids, lengths

@@ -53,7 +53,7 @@ def fit_temperature(
     return float(np.exp((low + high) / 2))
 
 
-def log_losses(
+def log_losses_of_logits(
     logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], temperature: float = 1.0
 ) -> npt.NDArray[np.float64]:
     """float64 (N,): -ln softmax(logits / temperature) at the labels, in nats. Shapes as for `fit_temperature`."""
@@ -62,8 +62,3 @@ def log_losses(
     z /= temperature
     losses: npt.NDArray[np.float64] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
     return losses
-
-
-def log_loss(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], temperature: float = 1.0) -> float:
-    """The mean of `log_losses`."""
-    return float(log_losses(logits, labels, temperature).mean())

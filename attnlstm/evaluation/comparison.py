@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from attnlstm.evaluation.metrics import log_losses
+
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
 
 NUM_RESAMPLES = 2000
@@ -22,6 +24,9 @@ NUM_RESAMPLES = 2000
 
 CONFIDENCE = 0.90
 """Of the interval; each of its bounds alone is one of 95%, which is what a decision by one bound rests on."""
+
+FALSE_ALARMS = 0.05
+"""The chance of naming a class as lost that is not."""
 
 _COUNTS_AT_ONCE = 1 << 22
 _NORMAL_95 = 1.6449
@@ -91,13 +96,11 @@ def binomial_tail(successes: int, trials: int) -> float:
     return min(1.0, math.fsum(math.exp(log - trials * math.log(2)) for log in logs))
 
 
-def lost_classes(
-    labels: Integers, right_a: Booleans, right_b: Booleans, groups: Integers | None = None, level: float = 0.05
-) -> list[int]:
+def lost_classes(labels: Integers, right_a: Booleans, right_b: Booleans, groups: Integers | None = None) -> list[int]:
     """Classes that B names worse than A beyond chance.
 
     One exact test a class, with Holm's correction (Holm 1979), so that the chance of naming any class wrongly
-    stays within `level`, however many classes there are.
+    stays within FALSE_ALARMS, however many classes there are.
     """
     tests = []
     for c in np.unique(labels).tolist():
@@ -105,7 +108,7 @@ def lost_classes(
         tests.append((flips(right_a[rows], right_b[rows], None if groups is None else groups[rows]).p_worse, c))
     found = []
     for rank, (p, c) in enumerate(sorted(tests)):
-        if p > level / (len(tests) - rank):
+        if p > FALSE_ALARMS / (len(tests) - rank):
             break
         found.append(c)
     return sorted(found)
@@ -127,7 +130,7 @@ def difference(
         )
     draws = _Draws(_numbered(groups, len(labels)), seed)
     if metric == "log_loss":
-        gains = log_losses(labels, p_a) - log_losses(labels, p_b)
+        gains = log_losses(p_a, labels) - log_losses(p_b, labels)
         value, resampled = float(gains.mean()), draws.means(gains)
     else:
         score = _accuracies if metric == "accuracy" else _macro_f1s
@@ -187,13 +190,6 @@ def _numbered(groups: Integers | None, num_rows: int) -> npt.NDArray[np.int64]:
     if groups is None or (groups == groups[0]).all():
         return np.arange(num_rows)
     return np.unique(groups, return_inverse=True)[1]
-
-
-def log_losses(labels: Integers, probabilities: Floats) -> npt.NDArray[np.float64]:
-    """float64 (N,), nats; as in `metrics.evaluate`, a probability of 0 counts as float32's smallest step."""
-    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    losses: npt.NDArray[np.float64] = -np.log(np.maximum(of_truth, np.finfo(np.float32).eps))
-    return losses
 
 
 class _Draws:

@@ -97,13 +97,11 @@ def evaluate(
     precision = right / np.maximum(of_prediction, 1)
     recall = right / np.maximum(of_label, 1)
     f1 = _f1(confusion)
-    # A probability of 0 in float32 is one below its smallest step from 1, and its logarithm is taken there.
-    of_truth = np.maximum(p[np.arange(num_rows), labels], np.finfo(np.float32).eps)
     return {
         "num_rows": num_rows,
         **accuracy_and_macro_f1(confusion),
         "majority_accuracy": float(of_label.max() / num_rows),
-        "log_loss": float(-np.log(of_truth).mean()),
+        "log_loss": float(log_losses(p, labels).mean()),
         "auroc": auroc(p, labels),
         "ece": _calibration_error(p.max(axis=1), predicted == labels),
         "per_class": {
@@ -117,6 +115,16 @@ def evaluate(
         },
         "confusion": confusion.tolist(),
     }
+
+
+def log_losses(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """float64 (N,), nats: -ln of the probability of each label; shapes as for `evaluate`.
+
+    A probability of 0 in float32 is one below its smallest step from 1, and its logarithm is taken there.
+    """
+    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: npt.NDArray[np.float64] = -np.log(np.maximum(of_truth, np.finfo(np.float32).eps))
+    return losses
 
 
 def confusion_of(

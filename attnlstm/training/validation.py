@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from attnlstm.evaluation.calibration import fit_temperature, log_loss, log_losses
+from attnlstm.evaluation.calibration import fit_temperature, log_losses_of_logits
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
 
 REPEATS_CORRELATION = 0.1
@@ -65,9 +65,9 @@ def validate(
     if not np.isfinite(logits).all():
         raise FloatingPointError("the network gives logits that are not finite")
     figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), labels, logits.shape[1]))
-    calibrated = log_losses(logits, labels, fit_temperature(logits, labels, weights))
+    calibrated = log_losses_of_logits(logits, labels, fit_temperature(logits, labels, weights))
     return Validated(
-        loss=log_loss(logits, labels),
+        loss=float(log_losses_of_logits(logits, labels).mean()),
         calibrated_loss=float(np.average(calibrated, weights=weights)),
         accuracy=figures["accuracy"],
         macro_f1=figures["macro_f1"],

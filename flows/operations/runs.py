@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
 from flows.operations.score import ScoredShard, measure_drift
 from storage.errors import SourceError
+from storage.input.shards import unreadable_in_words
 from storage.locations import without_credentials
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest
@@ -93,9 +94,7 @@ def plan_run(source: str, output: Output, stored: StoredCheckpoint, mode: Mode) 
     started = datetime.now(UTC)
     plan = plan_output(source, output)
     if not plan.shards:
-        first, others = plan.unreadable[0], len(plan.unreadable) - 1
-        more = f" None of the {others} other files can be read either." if others else ""
-        raise SourceError(f"{plan.source.root / first.file}: {first.reason}.{more}")
+        raise SourceError(f"{unreadable_in_words(plan.source.root, plan.unreadable)}.")
     return PlannedRun(started, stored, plan, mode, plan.pending(stored.id, mode))
 
 

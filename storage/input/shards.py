@@ -5,7 +5,7 @@ on the input and the limits only, so every run cuts the same input the same way.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from storage.errors import FileError, SourceError, first_line
 from storage.footers import FOOTER_READERS, Footer, read_footer
 from storage.input.columns import Columns
 from storage.input.sources import Source, SourceFile
+from storage.locations import Location
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class ShardPlan:
     @property
     def num_rows(self) -> int:
         return sum(shard.num_rows for shard in self.shards)
+
+
+def unreadable_in_words(root: Location, unreadable: Sequence[UnreadableFile]) -> str:
+    """The first of the files that can't be read, one at least, with the reason, and how many more there are."""
+    first, others = unreadable[0], len(unreadable) - 1
+    more = f" ({others} more file{'s' * (others > 1)} can't be read either)" if others else ""
+    return f"{root / first.file}: {first.reason}{more}"
 
 
 def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardPlan:

@@ -22,7 +22,7 @@ from storage.input.columns import Columns, column_or_partition, find_column, req
 from storage.input.hive import partition_values
 from storage.input.partitions import DateRange
 from storage.input.reading import read_shard
-from storage.input.shards import Shard, ShardLimits, plan_shards
+from storage.input.shards import Shard, ShardLimits, plan_shards, unreadable_in_words
 from storage.input.sources import Source, SourceFile, find_source
 from storage.input.tokens import TokenRules, decode_tokens, outside_vocabulary
 from storage.labelled.classes import ReadLabels, check_label_type, number_classes, read_labels
@@ -167,9 +167,7 @@ class _Reader:
         """Raises SourceError if a file of the source can't be read."""
         plan = plan_shards(source, Columns(tokens=self._tokens_column), ShardLimits(rows=2**62, bytes=2**62))
         if plan.unreadable:
-            first, others = plan.unreadable[0], len(plan.unreadable) - 1
-            more = f" ({others} more files can't be read either)" if others else ""
-            raise SourceError(f"{source.root / first.file}: {first.reason}{more}")
+            raise SourceError(unreadable_in_words(source.root, plan.unreadable))
         for shard in plan.shards:
             try:
                 self._parts += self._read_file(source.root, shard)

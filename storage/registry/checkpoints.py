@@ -83,8 +83,9 @@ class Registry:
         """The folder of a version, whether or not it exists."""
         return self.checkpoints / version
 
-    def _alias(self, name: str) -> Location:
-        return self.aliases / f"{name}.json"
+    @property
+    def _champion(self) -> Location:
+        return self.aliases / f"{CHAMPION}.json"
 
     def publish(self, files: Mapping[str, bytes], card: Card, readme: str) -> StoredCheckpoint:
         """Add a version: whole, under a new name, or not at all. The card is written last."""
@@ -117,57 +118,57 @@ class Registry:
             raise self._unknown(version) if "/" in version or not folder.is_folder() else _incomplete(folder)
         return card
 
-    def alias(self, name: str = CHAMPION) -> Alias | None:
-        """What `name` stands for; None if it was never set. Raises RegistryError if its file is damaged."""
-        return read_alias(self._alias(name))
+    def alias(self) -> Alias | None:
+        """What `champion` stands for; None if it was never set. Raises RegistryError if its file is damaged."""
+        return read_alias(self._champion)
 
-    def promote(self, version: str, why: str, name: str = CHAMPION) -> Alias:
-        """Let `name` stand for `version` from now on, whatever it stood for. A damaged alias is replaced."""
+    def promote(self, version: str, why: str) -> Alias:
+        """Let `champion` stand for `version` from now on, whatever it stood for. A damaged alias is replaced."""
         with only_mover(self.aliases):
             self._check(version)
             try:
-                old = self.alias(name)
+                old = self.alias()
             except RegistryError:
                 old = None
-            return self._move(name, promoted(old, version, why))
+            return self._move(promoted(old, version, why))
 
-    def succeed(self, old: str | None, version: str, why: str, name: str = CHAMPION) -> Alias:
-        """Let `name` stand for `version`, if it still stands for `old` (None: for nothing).
+    def succeed(self, old: str | None, version: str, why: str) -> Alias:
+        """Let `champion` stand for `version`, if it still stands for `old` (None: for nothing).
 
         Raises AliasMovedError if it does not: then the decision is to be made again.
         """
         with only_mover(self.aliases):
             self._check(version)
-            alias = self.alias(name)
+            alias = self.alias()
             found = alias.version if alias else None
             if found != old:
                 raise AliasMovedError(
-                    f"The {name} of {self.root} is {found} now, and {version} was compared with {old}. "
+                    f"The {CHAMPION} of {self.root} is {found} now, and {version} was compared with {old}. "
                     "Run the same command again to compare it with the new one."
                 )
-            return self._move(name, promoted(alias, version, why))
+            return self._move(promoted(alias, version, why))
 
-    def roll_back(self, why: str, name: str = CHAMPION) -> Alias:
-        """Let `name` stand for what it stood for before. What is undone is remembered (`Alias.undone`).
+    def roll_back(self, why: str) -> Alias:
+        """Let `champion` stand for what it stood for before. What is undone is remembered (`Alias.undone`).
 
         Raises RegistryError if there is nothing before, or if that version is gone.
         """
         with only_mover(self.aliases):
-            alias = self.alias(name)
+            alias = self.alias()
             if alias is None or not alias.before:
-                has = f"has no {name}" if alias is None else f"has had no other {name} than {alias.version}"
+                has = f"has no {CHAMPION}" if alias is None else f"has had no other {CHAMPION} than {alias.version}"
                 raise RegistryError(f"The registry {self.root} {has}, so there is nothing to roll back to.")
             moved = rolled_back(alias, why)
             self._check(moved.version)
-            return self._move(name, moved)
+            return self._move(moved)
 
     def _check(self, version: str) -> None:
         """Raises RegistryError unless this is a whole version of this registry."""
         self.card(version)
         self._read_version(version)
 
-    def _move(self, name: str, alias: Alias) -> Alias:
-        write_alias(self._alias(name), alias)
+    def _move(self, alias: Alias) -> Alias:
+        write_alias(self._champion, alias)
         return alias
 
     def load(self, checkpoint: str) -> StoredCheckpoint:

@@ -136,9 +136,9 @@ def remove_snapshot(registry: Registry, digest: str) -> None:
     _remove_if_empty(location)
 
 
-def stale_snapshots(registry: Registry, kept_days: float = KEPT_DAYS) -> list[Location]:
-    """Files of trainings that stand still since `kept_days`, what killed writes left of them included."""
-    oldest = datetime.now(UTC) - timedelta(days=kept_days)
+def stale_snapshots(registry: Registry) -> list[Location]:
+    """Files of trainings that stand still since KEPT_DAYS, what killed writes left of them included."""
+    oldest = datetime.now(UTC) - timedelta(days=KEPT_DAYS)
     return [
         Location(registry.root.filesystem, info.path)
         for info in registry.trainings.walk()

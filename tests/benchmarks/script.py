@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from attnlstm.batching import pad, unpad
+from attnlstm.batching import pad
 from attnlstm.checkpoint import from_files
 from attnlstm.network import AttentionLSTM
 
@@ -82,7 +82,7 @@ def _slices(order: Rows, batch_rows: int) -> list[Rows]:
 
 
 class Batches:
-    """Results of padded batches, put where the rows were: `pad` and `unpad` around a forward pass."""
+    """Results of padded batches, put where the rows were: `pad` and its reverse around a forward pass."""
 
     def __init__(self, values: Values, offsets: Offsets, num_classes: int, padding_id: int) -> None:
         self._values, self._offsets, self._padding_id = values, offsets, padding_id
@@ -95,4 +95,6 @@ class Batches:
 
     def keep(self, rows: Rows, probabilities: Floats, weights: Floats) -> None:
         self.probabilities[rows] = probabilities
-        unpad(weights, self._offsets, rows, self.weights)
+        lengths, steps = np.diff(self._offsets)[rows], np.arange(weights.shape[1])
+        is_token = steps < lengths[:, None]
+        self.weights[(self._offsets[rows, None] + steps)[is_token]] = weights[is_token]

@@ -16,7 +16,7 @@ import torch
 
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine
-from attnlstm.evaluation.calibration import log_loss
+from attnlstm.evaluation.calibration import log_losses_of_logits
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
 from attnlstm.process import num_cores
 from attnlstm.training.loop import train
@@ -109,7 +109,7 @@ def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) 
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         accuracy=figures["accuracy"],
         macro_f1=figures["macro_f1"],
-        log_loss=log_loss(logits, test_rows.labels),
+        log_loss=float(log_losses_of_logits(logits, test_rows.labels).mean()),
         best_epoch=result.best_epoch,
         train_loss=tuple(report.train_loss for report in result.epochs),
         validation_loss=tuple(report.validation_loss for report in result.epochs),

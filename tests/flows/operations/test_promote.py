@@ -21,7 +21,7 @@ from attnlstm.network import AttentionLSTM
 from flows.operations.promote import PromotionRules, compare_checkpoints, decide_promotion, read_for
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.labelled.source import LabelledSource
-from storage.labelled.split import TEST, TRAIN, assign_splits
+from storage.labelled.split import TEST, TRAIN, hash_keys, splits_of_hashes
 from storage.registry.aliases import AliasMovedError
 from storage.registry.cards import Card, Judgement, Sample
 from storage.registry.checkpoints import Registry, StoredCheckpoint
@@ -172,7 +172,7 @@ def test_challenger_that_learned_from_shuffled_labels_is_rejected(
     random = np.random.default_rng(41)
     for path in dataset_copy.rglob("*.parquet"):
         table = pq.read_table(path, partitioning=None)
-        to_train_on = assign_splits(name.encode() for name in table["group"].to_pylist()) == TRAIN
+        to_train_on = splits_of_hashes(hash_keys(name.encode() for name in table["group"].to_pylist())) == TRAIN
         labels = np.array(table["label"].to_pylist())
         labels[to_train_on] = random.permutation(labels[to_train_on])
         place = table.column_names.index("label")

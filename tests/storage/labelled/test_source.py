@@ -12,7 +12,7 @@ from storage.errors import SourceError
 from storage.input.partitions import DateRange
 from storage.input.tokens import TokenRules
 from storage.labelled.source import LabelledRows, read_labelled
-from storage.labelled.split import TEST, TRAIN, VALIDATION, assign_splits
+from storage.labelled.split import TEST, TRAIN, VALIDATION, hash_keys, splits_of_hashes
 from storage.labelled.vocabulary import Outside
 
 TOKENS = [b"%d" % number * 3 for number in range(200)]
@@ -93,7 +93,7 @@ def test_rows_of_a_group_stay_together(put: Callable[..., Path], data: Path) -> 
     put("a.parquet", TOKENS, label=["x", "y"] * 100, group=groups)
     rows = read_labelled(str(data))
     assert rows.split_by == "group"
-    assert rows.splits.tolist() == assign_splits(group.encode() for group in groups).tolist()
+    assert rows.splits.tolist() == splits_of_hashes(hash_keys(group.encode() for group in groups)).tolist()
     assert set(rows.splits.tolist()) == {TRAIN, VALIDATION, TEST}
 
 
@@ -105,7 +105,7 @@ def test_groups_from_partitions_are_as_those_of_a_column(put: Callable[..., Path
     assert rows.split_by == "group and content"
     keys = [place.split("group=")[1].split("/")[0] for place in map(rows.place, range(len(rows)))]
     keys = [{"__HIVE_DEFAULT_PARTITION__": "none"}.get(key, key) for key in keys]
-    assert rows.splits.tolist() == assign_splits(key.encode() for key in keys).tolist()
+    assert rows.splits.tolist() == splits_of_hashes(hash_keys(key.encode() for key in keys)).tolist()
 
 
 def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(
@@ -123,14 +123,14 @@ def test_label_and_group_inside_structs(put: Callable[..., Path], data: Path) ->
     put("a.parquet", TOKENS[:4], event=events)
     rows = read_labelled(str(data), label_column="event.kind", group_column="event.by")
     assert (rows.classes, rows.labels.tolist(), rows.split_by) == (("x", "y"), [0, 1], "group")
-    assert rows.splits.tolist() == assign_splits([b"g", b"h"]).tolist()
+    assert rows.splits.tolist() == splits_of_hashes(hash_keys([b"g", b"h"])).tolist()
 
 
 def test_without_groups_equal_content_stays_together(put: Callable[..., Path], data: Path) -> None:
     put("a.parquet", TOKENS * 2, label=["x", "y"] * 200)
     rows = read_labelled(str(data))
     assert rows.split_by == "content"
-    assert rows.splits.tolist() == assign_splits(TOKENS * 2).tolist()
+    assert rows.splits.tolist() == splits_of_hashes(hash_keys(TOKENS * 2)).tolist()
 
 
 def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Callable[..., Path], data: Path) -> None:
@@ -139,14 +139,14 @@ def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Callable
     rows, alone = read_labelled(str(data)), read_labelled(str(grouped))
     assert (rows.split_by, alone.split_by) == ("group and content", "group")
     assert rows.splits[:50].tolist() == alone.splits.tolist()
-    assert rows.splits[50:].tolist() == assign_splits(TOKENS[50:]).tolist()
+    assert rows.splits[50:].tolist() == splits_of_hashes(hash_keys(TOKENS[50:])).tolist()
 
 
 def test_rows_without_a_group_are_spread_by_content(put: Callable[..., Path], data: Path) -> None:
     put("a.parquet", TOKENS, label=["x", "y"] * 100, group=pa.array(["g", None] * 100))
     rows = read_labelled(str(data))
-    assert rows.splits[1::2].tolist() == assign_splits(TOKENS[1::2]).tolist()
-    assert set(rows.splits[::2].tolist()) == set(assign_splits([b"g"]).tolist())
+    assert rows.splits[1::2].tolist() == splits_of_hashes(hash_keys(TOKENS[1::2])).tolist()
+    assert set(rows.splits[::2].tolist()) == set(splits_of_hashes(hash_keys([b"g"])).tolist())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,9 @@ def test_rows_without_a_group_are_spread_by_content(put: Callable[..., Path], da
 def test_group_of_any_type(group: pa.Array, put: Callable[..., Path], data: Path) -> None:
     put("a.parquet", TOKENS[:2], label=["x", "y"], group=group)
     rows = read_labelled(str(data))
-    assert rows.splits.tolist() == assign_splits(str(value).encode() for value in group.to_pylist()).tolist()
+    assert (
+        rows.splits.tolist() == splits_of_hashes(hash_keys(str(value).encode() for value in group.to_pylist())).tolist()
+    )
 
 
 def test_content_has_the_same_side_as_bytes_and_as_integers(put: Callable[..., Path], data: Path) -> None:
@@ -221,7 +223,7 @@ def test_rows_without_label_or_tokens_are_counted_apart(put: Callable[..., Path]
     rows = read_labelled(str(data))
     assert sequences(rows) == [b"1", b"5"]
     assert (rows.num_unlabelled, rows.num_unusable) == (2, 2)
-    assert rows.splits.tolist() == assign_splits([b"g", b"k"]).tolist()
+    assert rows.splits.tolist() == splits_of_hashes(hash_keys([b"g", b"k"])).tolist()
 
 
 def test_class_that_only_unusable_rows_have_is_none(put: Callable[..., Path], data: Path) -> None:
@@ -312,7 +314,7 @@ def test_group_that_cannot_be_read_is_refused_with_file_column_and_row(put: Call
 
 def test_groups_need_not_be_utf8(put: Callable[..., Path], data: Path) -> None:
     put("a.parquet", TOKENS[:2], label=["x", "y"], group=text(b"\xff", b"g"))
-    assert read_labelled(str(data)).splits.tolist() == assign_splits([b"\xff", b"g"]).tolist()
+    assert read_labelled(str(data)).splits.tolist() == splits_of_hashes(hash_keys([b"\xff", b"g"])).tolist()
 
 
 @pytest.mark.parametrize(
@@ -417,7 +419,7 @@ def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Callable[..., 
 def test_classes_with_too_few_rows_to_train_on_are_left_out_and_counted(
     memory_bytes: int, put: Callable[..., Path], data: Path
 ) -> None:
-    splits = assign_splits(TOKENS)
+    splits = splits_of_hashes(hash_keys(TOKENS))
     to_train_on, to_test_on = int(np.flatnonzero(splits == TRAIN)[9]), int(np.flatnonzero(splits == TEST)[1])
     labels = ["a" if number % 2 else "b" for number in range(200)]
     labels[to_train_on], labels[to_test_on] = "c", "d"
@@ -444,7 +446,7 @@ def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(
 
 def test_duplicates_across_groups_and_conflicting_labels_are_counted(put: Callable[..., Path], data: Path) -> None:
     groups = [f"g{number}" for number in range(200)]
-    splits = assign_splits(group.encode() for group in groups)
+    splits = splits_of_hashes(hash_keys(group.encode() for group in groups))
     tests, trains = np.flatnonzero(splits == TEST), np.flatnonzero(splits == TRAIN)
     tokens, labels = list(TOKENS), ["x", "y"] * 100
     tokens[tests[0]] = tokens[trains[0]]  # a test row that training has met
