@@ -60,7 +60,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
         else:
             check_checkpoint(stored)
         with only_run(output.root, str(flow_run.name), scope=source.scope) as hold:
-            output.prepare(str(source.root))
+            output = plan.prepare()
             clear_superseded(plan)
             # Within the hold, which then outlives the last task.
             with open_workers(options.runner, options.address, options.workers, options.device) as workers:

@@ -1,4 +1,4 @@
-"""A Parquet file's footer: its schema, its row groups, and a fingerprint of what it holds.
+"""A Parquet file's footer: its schema, its row groups, and a fingerprint of what it holds; and how files are opened.
 
 Reads the end of the file only, once.
 """
@@ -6,6 +6,7 @@ Reads the end of the file only, once.
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,14 +24,14 @@ _TAIL_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Footer:
-    """What a Parquet file says of itself. `fingerprint` changes with the file's size or footer, not its date."""
+    """What a Parquet file says of itself. schema: as `open_parquet` reads it.
+
+    `fingerprint` changes with the file's size or footer, not its date.
+    """
 
     metadata: pq.FileMetaData
+    schema: pa.Schema
     fingerprint: str
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self.metadata.schema.to_arrow_schema()
 
     @property
     def key_values(self) -> dict[str, str]:
@@ -53,12 +54,23 @@ def read_footer(location: Location) -> Footer:
     footer = tail[-8 - footer_bytes :]
     try:
         # The footer alone, dressed as a file: metadata is all that is parsed.
-        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
-        metadata.schema.to_arrow_schema()
+        file = open_parquet(pa.BufferReader(MAGIC + footer))
+        metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
     fingerprint = hashlib.sha256(struct.pack("<Q", size) + footer).hexdigest()[:32]
-    return Footer(metadata, fingerprint)
+    return Footer(metadata, schema, fingerprint)
+
+
+def open_parquet(file: Any, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Ready to be read as every file is read here. file: as Arrow takes it. metadata: of its footer, if it is known."""
+    return pq.ParquetFile(
+        file,
+        metadata=metadata,
+        pre_buffer=False,  # so memory stays flat on files of any size
+        page_checksum_verification=True,  # where there are any
+        coerce_int96_timestamp_unit="us",  # Spark's timestamps, of which nanoseconds hold the years 1678 to 2261 only
+    )
 
 
 def _read_end(file: pa.NativeFile, num_bytes: int) -> bytes:

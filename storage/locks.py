@@ -100,6 +100,18 @@ def only_run(
 
 
 @contextmanager
+def alone(output: Location) -> Iterator[None]:
+    """For a few milliseconds, no other run comes, goes, or does what it does alone. In object stores, nothing of it."""
+    if not output.is_local:
+        yield
+        return
+    locks = Path(output.path) / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    with _alone(locks):
+        yield
+
+
+@contextmanager
 def _locked(folder: Path, who: dict[str, Any]) -> Iterator[Location]:
     locks = folder / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)

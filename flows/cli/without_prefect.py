@@ -80,7 +80,7 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
 def _may_be_up_to_date(options: ClassifyOptions | BackfillOptions) -> bool:
     """Whether it is worth a look, which a new output is not."""
     place = Location.parse(options.output)
-    return _is_plain(options) and options.mode != "all" and bool(Output.recorded_settings(place))
+    return _is_plain(options) and options.mode != "all" and Output.existing(place) is not None
 
 
 def _is_plain(options: RunnerOptions) -> bool:

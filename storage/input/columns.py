@@ -73,6 +73,17 @@ class Columns:
             names.append(self.id)
         return list(dict.fromkeys(names))
 
+    def carried_types(self, schema: pa.Schema, relative: str) -> dict[str, pa.DataType]:
+        """The types that `id` and the kept columns of such a file are carried with, by their names in the output.
+
+        An id that is a Hive partition is text, and row numbers are int64. A kept partition is in the path alone.
+        """
+        partitions = partition_values(relative)
+        id_field = None if self.id in partitions else find_column(schema, self.id)
+        id_type = pa.string() if self.id in partitions else pa.int64() if id_field is None else id_field.type
+        kept = {name: find_column(schema, name) for name in self.keep if name not in partitions}
+        return {"id": id_type} | {name: column.type for name, column in kept.items() if column is not None}
+
     def overlooked_id(self, schema: pa.Schema) -> str | None:
         """A column such as `ID` in a file without `id`, which might be meant and is not read."""
         if self.id != "id" or find_column(schema, "id"):

@@ -6,10 +6,9 @@ Where the tables are cut depends on the data only, so that what is computed from
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.errors import FileError
-from storage.footers import Footer, read_footer
+from storage.footers import Footer, open_parquet, read_footer
 from storage.input.columns import Columns, column_or_partition, require_column, select_columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
@@ -75,8 +74,7 @@ def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) ->
     try:
         with location.filesystem.open_input_file(location.path) as file:
             reads = _Reads(file)
-            # Without `pre_buffer` memory stays flat on files of any size. Checksums are looked at where a file has any.
-            parquet = pq.ParquetFile(reads, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
+            parquet = open_parquet(reads, footer.metadata)
             yield from parquet.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
     except FileNotFoundError:
         raise FileError(_VANISHED) from None

@@ -7,7 +7,7 @@ on the input and the limits only, so every run cuts the same input the same way.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,11 +61,15 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """notes: what is worth a word although nothing fails, such as a column `ID` beside no `id`."""
+    """notes: what is worth a word although nothing fails, such as a column `ID` beside no `id`.
+
+    types: of id and kept columns, each combination that a file has once.
+    """
 
     shards: tuple[Shard, ...]
     unreadable: tuple[UnreadableFile, ...]
     notes: tuple[str, ...] = ()
+    types: tuple[dict[str, pa.DataType], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -90,16 +94,19 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
     _refuse_shared_names(shards)
     unreadable = tuple(file.unreadable for file in planned if file.unreadable is not None)
     overlooked = Counter(file.overlooked_id for file in planned if file.overlooked_id is not None)
-    return ShardPlan(tuple(shards), unreadable, tuple(_note(name, count) for name, count in overlooked.items()))
+    notes = tuple(_note(name, count) for name, count in overlooked.items())
+    types = {tuple(file.types.items()): file.types for file in planned if file.shards}
+    return ShardPlan(tuple(shards), unreadable, notes, tuple(types.values()))
 
 
 @dataclass(frozen=True)
 class _PlannedFile:
-    """overlooked_id: see `Columns.overlooked_id`."""
+    """overlooked_id, types: see `Columns.overlooked_id` and `Columns.carried_types`."""
 
     shards: tuple[Shard, ...] = ()
     unreadable: UnreadableFile | None = None
     overlooked_id: str | None = None
+    types: dict[str, pa.DataType] = field(default_factory=dict)
 
 
 def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: ShardLimits) -> _PlannedFile:
@@ -115,7 +122,8 @@ def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: Shard
         return _PlannedFile(unreadable=UnreadableFile(file.relative, f"can't be opened: {error}"))
     except (pa.ArrowException, ValueError) as error:
         return _PlannedFile(unreadable=UnreadableFile(file.relative, f"can't be read: {first_line(error)}"))
-    return _PlannedFile(shards, overlooked_id=columns.overlooked_id(footer.schema))
+    types = columns.carried_types(footer.schema, file.relative)
+    return _PlannedFile(shards, overlooked_id=columns.overlooked_id(footer.schema), types=types)
 
 
 def _note(name: str, num_files: int) -> str:

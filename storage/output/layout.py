@@ -12,8 +12,9 @@ writes, `.locks` and `.leases`, is for `storage.locks`. Knows nothing about rows
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow.fs as pafs
@@ -25,13 +26,14 @@ from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import OUTPUT_RECORD
 from storage.locations import Location
 from storage.locks import Hold
+from storage.output.carried import Types, common_types, types_from_record, types_to_record
 from storage.registry.checkpoints import CheckpointId
 
 FORMAT_VERSION = 1
 STAMP_KEY = "attnlstm"
 CLASSES_KEY = b"classes"
 # What else than settings the record holds.
-_HEAD = ("format", "format_version", "source")
+_HEAD = ("format", "format_version", "source", "types", "arrow_schema")
 
 PREDICTIONS = "predictions"
 ATTENTION = "attention"
@@ -149,11 +151,16 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Output:
-    """An output folder and the settings it is, or will be, made with. hold: that of the run that writes to it."""
+    """An output folder and the settings it is, or will be, made with.
+
+    hold: that of the run that writes to it. types: of `id` and the kept columns, as far as they are recorded; all
+    files have the same.
+    """
 
     root: Location
     settings: OutputSettings
     hold: Hold | None = None
+    types: Types = field(default_factory=dict)
 
     def predictions(self, name: str) -> Location:
         return self.root / f"{PREDICTIONS}/{name}"
@@ -170,7 +177,8 @@ class Output:
         Raises OutputError if something that is said differs from what is recorded, with both values, or if the record
         is damaged.
         """
-        recorded = cls.recorded_settings(root)
+        record = _read_record(root)
+        recorded = _settings_in(record)
         there = {**new, **recorded}
         wanted = {**there, **said}
         label = wanted.get("label_column")
@@ -182,19 +190,15 @@ class Output:
             if "label_column" not in recorded and label in there["keep"]:
                 there["label_column"] = label  # any column that is kept may be found to hold the labels
             _refuse_other(root, there, wanted)
-        return cls(root, OutputSettings.from_record(wanted))
+        return cls(root, OutputSettings.from_record(wanted), types=_types_in(root, record))
 
-    @staticmethod
-    def recorded_settings(root: Location) -> dict[str, Any]:
-        """The settings that an output was made with, by the names of `OutputSettings.record`; none if it is new.
-
-        Raises OutputError if the record is damaged.
-        """
-        try:
-            recorded = _parse(root, (root / OUTPUT_RECORD).read_bytes())
-        except FileNotFoundError:
-            return {}
-        return {name: value for name, value in recorded.items() if name not in _HEAD}
+    @classmethod
+    def existing(cls, root: Location) -> "Output | None":
+        """An output as it was made; None if there is none. Raises OutputError if its record is damaged."""
+        record = _read_record(root)
+        if not record:
+            return None
+        return cls(root, OutputSettings.from_record(_settings_in(record)), types=_types_in(root, record))
 
     def check(self, source: str) -> None:
         """Raises OutputError if the folder holds something else than what these settings make from `source`."""
@@ -216,11 +220,27 @@ class Output:
         wanted = self._record(source)
         _refuse_other(self.root, {name: wanted[name] for name in self.settings.also} | recorded, wanted)
 
-    def prepare(self, source: str) -> None:
-        """Record what this output is, in `_dataset.json`. Raises as `check` does."""
+    def prepare(self, source: str, offered: Sequence[Types] = ()) -> "Output":
+        """Record what this output is, in `_dataset.json`, and return it with the types that its files have.
+
+        offered: of each input file, the types that its id and kept columns have. What is not recorded yet is as in a
+        file of the output or, in a new one, what the input files have in common. Raises as `check` does.
+        """
         self.check(source)
-        record = json.dumps(self._record(source), indent=2) + "\n"
+        types = {**common_types(offered), **(_types_in(self.root, _read_record(self.root)) or self._types_of_files())}
+        record = json.dumps(self._record(source) | types_to_record(types), indent=2) + "\n"
         (self.root / OUTPUT_RECORD).write_bytes(record.encode())
+        return replace(self, types=types)
+
+    def _types_of_files(self) -> Types:
+        """As the first whole file of predictions has them; outputs that were made before record none."""
+        names = ("id", *self.settings.columns.keep)
+        for info in (self.root / PREDICTIONS).walk():
+            if info.path.endswith(".parquet"):
+                with suppress(FileError, FileNotFoundError):
+                    schema = read_footer(Location(self.root.filesystem, info.path)).schema
+                    return common_types([{name: schema.field(name).type for name in names if name in schema.names}])
+        return {}
 
     def _record(self, source: str) -> dict[str, Any]:
         return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
@@ -236,6 +256,25 @@ def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str,
     if differing == ["source"]:
         advice = f"Write to another folder; or, if the input has only moved, correct `source` in {OUTPUT_RECORD}."
     raise OutputError("\n".join([f"The output {root} was made differently:", *lines, advice]))
+
+
+def _read_record(root: Location) -> dict[str, Any]:
+    """What `_dataset.json` says; nothing if there is none. Raises OutputError if it is damaged."""
+    try:
+        return _parse(root, (root / OUTPUT_RECORD).read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _settings_in(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _HEAD}
+
+
+def _types_in(root: Location, record: Mapping[str, Any]) -> Types:
+    try:
+        return types_from_record(record)
+    except ValueError as error:
+        raise OutputError(f"{root / OUTPUT_RECORD} is damaged ({error}). Restore it or write elsewhere.") from None
 
 
 def _parse(root: Location, content: bytes) -> dict[str, Any]:

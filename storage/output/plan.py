@@ -14,7 +14,9 @@ from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard, UnreadableFile, plan_shards
 from storage.input.sources import Source, find_source, refuse_nested
 from storage.locations import Location
-from storage.output.layout import Output, OutputSettings, Stamp, read_stamp
+from storage.locks import alone
+from storage.output.carried import Types
+from storage.output.layout import Output, Stamp, read_stamp
 from storage.registry.checkpoints import CheckpointId
 
 Mode = Literal["missing", "stale", "all"]
@@ -34,13 +36,22 @@ class Pending:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """An input, cut into shards with the settings of its output. notes: what is worth a word, though nothing fails."""
+    """An input, cut into shards with the settings of its output.
+
+    notes: what is worth a word, though nothing fails. types: of id and kept columns, as its files have them.
+    """
 
     source: Source
     output: Output
     shards: tuple[Shard, ...]
     unreadable: tuple[UnreadableFile, ...]
     notes: tuple[str, ...] = ()
+    types: tuple[Types, ...] = ()
+
+    def prepare(self) -> Output:
+        """The output as it is recorded from now on: see `Output.prepare`."""
+        with alone(self.output.root):  # of several first runs side by side, one says what the types are
+            return self.output.prepare(str(self.source.root), self.types)
 
     @property
     def num_rows(self) -> int:
@@ -99,16 +110,16 @@ def plan_output(source: str, output: Output) -> OutputPlan:
     output.settings.columns.refuse_partitions(file.relative for file in found.files)
     output.check(str(found.root))
     cut = plan_shards(found, output.settings.columns, output.settings.limits)
-    return OutputPlan(found, output, cut.shards, cut.unreadable, cut.notes)
+    return OutputPlan(found, output, cut.shards, cut.unreadable, cut.notes, cut.types)
 
 
 def existing_output(output: str) -> Output:
     """The output at a path or URI, with the settings it was made with. Raises OutputError if there is none."""
     place = Location.parse(output)
-    recorded = Output.recorded_settings(place)
-    if not recorded:
+    existing = Output.existing(place)
+    if existing is None:
         raise OutputError(f"{place} is no output of attnlstm: it has no _dataset.json. Check the path.")
-    return Output(place, OutputSettings.from_record(recorded))
+    return existing
 
 
 def _reason(found: Stamp | None, wanted: Stamp) -> str:

@@ -19,6 +19,7 @@ from storage.input.columns import Columns
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows
 from storage.locks import Hold
+from storage.output.carried import fit
 from storage.output.layout import CLASSES_KEY, STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.registry.checkpoints import CheckpointId
 
@@ -73,6 +74,7 @@ class ShardWriter:
         self, output: Output, classes: tuple[str, ...], stamp: Stamp, predictions: Path, attention: Path | None
     ) -> None:
         self._columns = output.settings.columns
+        self._types = output.types
         self._saving = output.settings.attention
         self._classes = classes
         self._stamp = stamp
@@ -95,7 +97,7 @@ class ShardWriter:
         assert len(rows.usable) == table.num_rows, "the rows that were decoded are those of the table"
         assert probabilities.shape == (len(rows.offsets) - 1, len(self._classes)), probabilities.shape
         assert attention_weights.shape == rows.values.shape, attention_weights.shape
-        ids = self._ids(table)
+        table, ids = self._fitting(table)
         version = self._stamp.checkpoint
         self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, version, self._classes))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
@@ -126,11 +128,19 @@ class ShardWriter:
             self._predictions.write(pa.concat_tables(self._held))
             self._held = []
 
-    def _ids(self, table: pa.Table) -> pa.ChunkedArray:
-        if self._columns.id in table.column_names:
-            return table[self._columns.id]
+    def _fitting(self, table: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
+        """The table with its kept columns, and the ids, as the types that they have in this output."""
         first = self._stamp.first_row + self._num_rows
-        return pa.chunked_array([pa.array(np.arange(first, first + table.num_rows))])
+        for place, name in enumerate(table.column_names):
+            if name in self._columns.keep and name in self._types:
+                table = table.set_column(place, name, fit(name, table[name], self._types[name], first))
+        note = ""
+        if self._columns.id in table.column_names:
+            ids = table[self._columns.id]
+        else:
+            ids = pa.chunked_array([pa.array(np.arange(first, first + table.num_rows))])
+            note = " (row numbers, since the file has no such column)"
+        return table, fit("id", ids, self._types["id"], first, note) if "id" in self._types else ids
 
 
 class _ParquetFile:

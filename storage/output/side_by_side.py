@@ -1,8 +1,8 @@
-"""Reading in step what went into an output and what came out, and comparing columns of the two.
+"""Reading in step what went into an output and what came out, and telling where the two differ.
 
 Owns that input rows, their predictions and their attention stay in step, in pieces of bounded size; the errors that
-name a file of the output that can't be read; when two values count as the same; and the list of what was found to be
-wrong. Knows nothing about what the rows should say: that is for `verification`.
+name a file of the output that can't be read; and the list of what was found to be wrong. Knows nothing about what the
+rows should say: that is for `verification`.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pyarrow.types as pt
 
 from storage.errors import FileError, first_line
-from storage.footers import Footer, read_footer
+from storage.footers import Footer, open_parquet, read_footer
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.locations import Location
+from storage.output.carried import differing
 from storage.output.layout import ATTENTION, PREDICTIONS, Output, OutputSettings
 
 Flags = npt.NDArray[np.bool_]
@@ -75,11 +75,7 @@ class OutputFile:
         with ExitStack() as stack:
             with _reading(self.path, None):
                 stored = stack.enter_context(self.location.filesystem.open_input_file(self.location.path))
-                # Checksums are verified where there are any. Without `pre_buffer` memory stays flat.
-                file = pq.ParquetFile(
-                    stored, metadata=self.footer.metadata, pre_buffer=False, page_checksum_verification=True
-                )
-            yield RowReader(self.path, file, columns or self.footer.schema.names)
+            yield RowReader(self.path, open_parquet(stored, self.footer.metadata), columns or self.footer.schema.names)
 
 
 def open_predictions_file(output: Output, shard: Shard) -> OutputFile:
@@ -220,7 +216,7 @@ class CheckedRows:
     def check_equal(self, name: str, expected: pa.ChunkedArray) -> None:
         """expected: N values; a null equals a null, and NaN equals NaN."""
         self.tell(
-            _differing(self.table[name], expected),
+            differing(self.table[name], expected),
             lambda row: f"{name} is {self.shown(name, row)}, expected {_show(expected[row])}",
         )
 
@@ -247,42 +243,3 @@ def _show(value: pa.Scalar) -> str:
         content = str(value.type)
     text = "null" if content is None else repr(content)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
-def _differing(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> Flags:
-    """bool (N,): where two columns of N rows differ. Nulls are equal to each other, and so are NaNs."""
-    found, expected = _comparable(found), _comparable(expected)
-    differ: Flags = found.is_null().to_numpy() != expected.is_null().to_numpy()
-    try:
-        found = found.cast(expected.type)
-        differ |= pc.fill_null(pc.not_equal(found, expected), False).to_numpy()
-        if pt.is_floating(expected.type):
-            both = pc.and_(pc.is_nan(found), pc.is_nan(expected))
-            differ &= ~pc.fill_null(both, False).to_numpy()
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError):
-        # Nested columns, which no kernel compares, and such as do not even have the same type.
-        differ = np.zeros(len(expected), bool)
-        _mark_differing(found, expected, 0, differ)
-    return differ
-
-
-def _mark_differing(found: pa.ChunkedArray, expected: pa.ChunkedArray, first: int, differ: Flags) -> None:
-    """By halves, so that equal stretches cost one comparison."""
-    count = len(expected)
-    if found.equals(expected):
-        return
-    if count == 1:
-        differ[first] = repr(found[0].as_py()) != repr(expected[0].as_py())  # by their text, NaN equals NaN
-        return
-    half = count // 2
-    _mark_differing(found[:half], expected[:half], first, differ)
-    _mark_differing(found[half:], expected[half:], first + half, differ)
-
-
-def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pt.is_dictionary(kind):
-        return _comparable(column.cast(kind.value_type))
-    if pt.is_string_view(kind):
-        return column.cast(pa.large_string())
-    return column.cast(pa.large_binary()) if pt.is_binary_view(kind) else column

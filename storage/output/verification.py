@@ -24,6 +24,7 @@ from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows, TokenRules, decode_tokens
 from storage.locations import Location
+from storage.output.carried import as_read_back
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in
 from storage.output.orphans import find_orphans
 from storage.output.plan import OutputPlan
@@ -174,15 +175,21 @@ class _ShardCheck:
         return not wrong
 
     def _check_columns(self, file: OutputFile, expected: list[str]) -> bool:
-        """Names, their order, and the types of columns that are ours; how many rows there are, besides."""
+        """Names, their order, and types as far as they are known; how many rows there are, besides."""
         num_rows, schema = file.footer.metadata.num_rows, file.footer.schema
         if num_rows != self._shard.num_rows:
             self.findings.add(file.path, None, f"holds {num_rows} rows, expected {self._shard.num_rows}")
-        found = [f"{column.name} ({column.type})" if column.name in _TYPES else column.name for column in schema]
-        wanted = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in expected]
-        if found != wanted:
-            self.findings.add(file.path, None, f"has the columns {', '.join(found)}; expected {', '.join(wanted)}")
-        return found == wanted
+        types = _TYPES | as_read_back(self._output.types)
+        found = {column.name: column.type if column.name in types else None for column in schema}
+        wanted = {name: types.get(name) for name in expected}
+        is_right = schema.names == expected and found == wanted
+        if not is_right:
+            has, should = (
+                ", ".join(f"{name} ({kind})" if kind else name for name, kind in each.items())
+                for each in (found, wanted)
+            )
+            self.findings.add(file.path, None, f"has the columns {has}; expected {should}")
+        return is_right
 
     def _classes(self, file: OutputFile) -> tuple[str, ...]:
         classes = classes_in(file.footer)

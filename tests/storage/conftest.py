@@ -73,9 +73,7 @@ def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
 
 
 @pytest.fixture
-def score(
-    checkpoint: CheckpointId, plan: Callable[..., tuple[Source, tuple[Shard, ...]]]
-) -> Callable[..., tuple[Shard, ...]]:
+def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
     """score(source, output): reads, scores with `fake_scores` and writes all of a source, in small chunks."""
 
     def score(
@@ -87,15 +85,16 @@ def score(
         chunk_rows: int = 65_536,
         damaged: bool = False,
     ) -> tuple[Shard, ...]:
-        found, shards = plan(source, output, damaged=damaged)
+        planned = plan_output(str(source), output)
+        assert damaged or not planned.unreadable
         columns: Columns = output.settings.columns
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
-        output.prepare(str(found.root))
-        for shard in shards:
+        output = output.prepare(str(planned.source.root), planned.types)
+        for shard in planned.shards:
             with write_shard(output, shard, by, classes) as writer:
-                for table in read_shard(found.root, shard, columns, chunk_rows=chunk_rows):
+                for table in read_shard(planned.source.root, shard, columns, chunk_rows=chunk_rows):
                     rows = decode_tokens(table[columns.tokens], rules)
                     writer.write(table, rows, *fake_scores(rows, len(classes)))
-        return shards
+        return planned.shards
 
     return score

@@ -126,14 +126,14 @@ def test_new_or_empty_folder_is_fine_and_check_makes_nothing(folder: Path) -> No
     assert list(folder.iterdir()) == []
 
 
-def test_recorded_settings_are_those_it_was_made_with(folder: Path) -> None:
-    assert Output.recorded_settings(Location.parse(folder)) == {}
-    made = output(folder, columns=Columns(keep=("label",)), max_tokens=7)
-    made.prepare("/data")
-    assert Output.recorded_settings(Location.parse(folder)) == made.settings.record()
+def test_existing_output_is_as_it_was_made(folder: Path) -> None:
+    assert Output.existing(Location.parse(folder)) is None
+    made = output(folder, columns=Columns(keep=("label",)), max_tokens=7).prepare("/data", [{"id": pa.uuid()}])
+    assert made.types == {"id": pa.uuid()}
+    assert Output.existing(Location.parse(folder)) == made
     (folder / "_dataset.json").write_text("")
     with pytest.raises(OutputError, match="is damaged"):
-        Output.recorded_settings(Location.parse(folder))
+        Output.existing(Location.parse(folder))
 
 
 def test_settings_come_back_whole_from_their_record() -> None:
