@@ -43,10 +43,10 @@ study: .venv/installed-test ## Measure what attention is worth (some ten minutes
 	@mkdir -p tests/benchmarks/results && cp study/out/study.* tests/benchmarks/results/
 
 kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)
-	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py
+	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py -k 'scoring or fault'
 
 retrainkills: .venv/installed-test ## Kill retraining a hundred times
-	@ATTNLSTM_RETRAIN_KILLS=100 $(BIN)/python -m pytest -s tests/flows/test_training_kills.py
+	@ATTNLSTM_RETRAIN_KILLS=100 $(BIN)/python -m pytest -s tests/flows/test_kills.py -k training
 
 outages: .venv/installed-test ## Prefect's server away, and its database locked, for a minute each
 	@ATTNLSTM_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -s tests/flows/test_stops.py

@@ -1,17 +1,25 @@
-"""Networks that tests score with, and what their scores must be.
+"""What tests in several places need to have: networks and what their scores must be, registries with a champion, and
+the files of an output.
 
-Imported by tests, and by the processes that some of them start. Knows the model alone: no files, no flows.
+Imported by tests, and by the processes that some of them start. Knows the packages, and nothing of flows or pytest.
 """
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import Scores
 from attnlstm.network import AttentionLSTM
+from storage.locations import Location
+from storage.registry.cards import Card
+from storage.registry.checkpoints import Registry
+
+Files = dict[str, bytes]
 
 
 def make_network(**sizes: object) -> AttentionLSTM:
@@ -33,10 +41,15 @@ def make_rows(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def check_scores(
-    network: AttentionLSTM, scores: Scores, values: np.ndarray, offsets: np.ndarray, atol: float = 1e-6
+    network: AttentionLSTM,
+    scores: Scores,
+    values: np.ndarray,
+    offsets: np.ndarray,
+    atol: float = 1e-6,
+    dtype: torch.dtype = torch.float64,
 ) -> None:
-    """The scores are what the network gives for each row alone in float64."""
-    exact = copy.deepcopy(network).double()
+    """The scores are what the network gives for each row alone, in numbers of this type."""
+    exact = copy.deepcopy(network).to(dtype)
     for row, (start, end) in enumerate(pairwise(offsets)):
         token_ids = torch.from_numpy(values[start:end].astype(np.int64))[None]
         logits, weights = exact(token_ids, torch.tensor([end - start]))
@@ -48,3 +61,26 @@ def check_scores(
 def bits(scores: Scores) -> tuple[bytes, bytes]:
     """For comparisons to the last bit."""
     return scores.probabilities.tobytes(), scores.attention_weights.tobytes()
+
+
+def make_champion(registry: Path | str, network: AttentionLSTM) -> str:
+    """Publish a network in a registry and make it the champion. Gives its version."""
+    opened = Registry.open(str(registry))
+    version = opened.publish(to_files(network), Card(), "# A test's checkpoint\n").version
+    opened.promote(version, "a test")
+    return version
+
+
+def save_checkpoint(folder: Path, network: AttentionLSTM) -> Path:
+    """Write a network's files into a new folder, outside of any registry."""
+    folder.mkdir(parents=True)
+    for name, content in to_files(network).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def scored_files(output: Path | str) -> Files:
+    """Everything below the predictions and attention of an output: whole files and, were there any, temporary ones."""
+    root = Location.parse(output)
+    infos = [info for kind in ("predictions", "attention") for info in (root / kind).walk() if info.is_file]
+    return {root.relative(info.path): Location(root.filesystem, info.path).read_bytes() for info in infos}

@@ -105,17 +105,13 @@ def slow_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry whose champion has hidden states so wide that a few hundred rows take some seconds. Read only."""
     import torch
 
-    from attnlstm.checkpoint import to_files
     from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
-    from storage.registry.cards import Card
-    from storage.registry.checkpoints import Registry
+    from builders import make_champion
 
     torch.manual_seed(3)
-    network = AttentionLSTM(ModelConfig(hidden_size=64, classes=("x", "y", "z")))
     folder = tmp_path_factory.mktemp("slow") / "registry"
-    registry = Registry.open(str(folder))
-    registry.promote(registry.publish(to_files(network), Card(), "").version, "for the test")
+    make_champion(folder, AttentionLSTM(ModelConfig(hidden_size=64, classes=("x", "y", "z"))))
     return folder
 
 

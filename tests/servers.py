@@ -1,7 +1,7 @@
 """Servers that tests talk to: Prefect's and an S3 server of moto's, each a process of its own on loopback.
 
-Knows how such a process is started, how to tell that it answers, and that it ends with the run of the tests. Run as a
-script, this file is that process. Knows nothing of pytest or of what is tested.
+Knows how such a process is started, how to tell that it answers, that it ends with the run of the tests, and how to
+wait for what any process does. Run as a script, this file is that process. Knows nothing of pytest or what is tested.
 """
 
 import json
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,21 @@ def end_shared_servers(run: Path) -> None:
     for known in run.glob("*.json"):
         with suppress(ProcessLookupError):
             os.kill(json.loads(known.read_text())["pid"], 9)
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> None:
+    """Return as soon as something is so. Raises TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"It did not come to that in {seconds:g} s.")
+        time.sleep(0.1)
+
+
+def children_of(pid: int) -> list[int]:
+    """The ids of the processes that a process has started."""
+    found = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for children in found for child in children]
 
 
 def _serve(kind: str, port: int) -> None:

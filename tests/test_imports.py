@@ -74,8 +74,19 @@ def test_package_loads_nothing_that_belongs_to_another_layer(package: str) -> No
     assert FORBIDDEN[package] & {name.partition(".")[0] for name in loaded} == set()
 
 
-def test_model_configuration_loads_without_torch() -> None:
-    assert "torch" not in _loaded_by("attnlstm.config")
+@pytest.mark.parametrize(
+    ("module", "not_loaded"),
+    [
+        ("attnlstm.config", "torch"),
+        ("attnlstm.training.settings", "torch"),  # of which flows make their forms, and a command line its help
+        ("attnlstm.engines", "torch"),
+        ("attnlstm.engines.fused_cuda", "triton"),
+        ("attnlstm.engines.fused_cpu", "numba"),
+    ],
+)
+def test_what_takes_long_to_import_waits_until_it_is_needed(module: str, not_loaded: str) -> None:
+    code = f"import sys, {module}; sys.exit({not_loaded!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))

@@ -40,19 +40,6 @@ def test_a_row_without_tokens_has_no_nan_in_its_gradient() -> None:
     assert scores.grad.eq(0).all()
 
 
-def test_additive_is_the_published_formula() -> None:
-    torch.manual_seed(29)
-    module = AdditiveAttention(22, 17)
-    h = states(1)
-    context, weights = module(h, MASK)
-    for row, length in enumerate(LENGTHS):
-        real = h[row, :length]
-        a = module.dot_product(module.qk_weights(real)).softmax(0)
-        torch.testing.assert_close(weights[row, :length], a[:, 0])
-        torch.testing.assert_close(context[row], (a * real).sum(0))
-    assert weights[~MASK].eq(0).all()
-
-
 @pytest.mark.parametrize("num_heads", [1, 2, 11])
 @pytest.mark.parametrize("scores_kept", [0, 1 << 24], ids=["computed twice", "kept"])
 @pytest.mark.parametrize("scores_per_block", [1, 500, 1 << 20])

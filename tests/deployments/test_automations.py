@@ -2,7 +2,6 @@
 
 import runpy
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,6 +20,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import flow
 from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Failed, Running
+
+from servers import wait_until
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 APPLY = DEPLOYMENTS / "apply_automations.py"
@@ -143,13 +144,6 @@ def never_called() -> None:
     """A flow for runs that are only talked about."""
 
 
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing happened in {_PATIENCE_S} s"
-        time.sleep(0.2)
-
-
 def _name(client: SyncPrefectClient, run: FlowRun) -> str | None:
     state = client.read_flow_run(run.id).state
     return state and state.name
@@ -173,8 +167,8 @@ def test_a_run_that_falls_silent_is_crashed_and_that_is_said(applied: list[str],
             )
         client.set_flow_run_state(ended.id, Failed(message="a file can't be read"))
         try:
-            _until(lambda: _name(client, silent) == "Crashed")
-            _until(lambda: len(webhook) >= 2)
+            wait_until(lambda: _name(client, silent) == "Crashed", _PATIENCE_S)
+            wait_until(lambda: len(webhook) >= 2, _PATIENCE_S)
             assert _name(client, ended) == "Failed"
             assert _name(client, of_others) == "Running"
         finally:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,13 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
+from builders import scored_files
 from flows.backfill import backfill
+from servers import children_of, wait_until
 
 DATES = ("2026-11-01", "2026-11-02", "2026-11-03")
 FILES, ROWS, TOKENS = 5, 100, 200  # of each date: some seconds on one core
 WAIT_S = 300
-
-Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +69,15 @@ def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
     command = [sys.executable, "-c", "from flows.cli.app import main; main()", "backfill", *words, "--parallel", "2"]
     with start_worker() as worker, subprocess.Popen(command, env=environment) as interrupted:
         try:
-            _wait(lambda: any(output.glob("predictions/*/*.parquet")) and any(output.glob("predictions/*/*.tmp")))
+            written = output / "predictions"
+            wait_until(lambda: any(written.glob("*/*.parquet")) and any(written.glob("*/*.tmp")), WAIT_S)
             _kill_with_children(worker.pid)
             interrupted.send_signal(signal.SIGINT)
             assert interrupted.wait(WAIT_S) == 130
         finally:
             interrupted.kill()
     assert _states_of_partition_runs() == ["Cancelling", "Cancelling"]
-    assert any(name.endswith(".tmp") for name in _files(output)), "nothing was at work when it was killed"
+    assert any(name.endswith(".tmp") for name in scored_files(output)), "nothing was at work when it was killed"
 
     with start_worker():
         state: Any = backfill(output=str(output), **places, parallel=2, fan_out="classify/partition", return_state=True)
@@ -86,13 +86,7 @@ def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
     runs = state.result()
     assert [(run["partition"], run["state"]) for run in runs] == [(f"date={date}", "Completed") for date in DATES]
     assert 0 < sum(run["rows"] for run in runs) < len(DATES) * FILES * ROWS, "all was scored again"
-    assert _files(output) == _files(undisturbed)
-
-
-def _files(output: Path) -> Files:
-    """Everything that a reader would find, and temporary files."""
-    found = [path for name in ("predictions", "attention") for path in (output / name).rglob("*") if path.is_file()]
-    return {path.relative_to(output).as_posix(): path.read_bytes() for path in found}
+    assert scored_files(output) == scored_files(undisturbed)
 
 
 def _states_of_partition_runs() -> list[str]:
@@ -105,13 +99,5 @@ def _states_of_partition_runs() -> list[str]:
 
 def _kill_with_children(pid: int) -> None:
     """As when a machine is switched off: the worker and the runs that it has started."""
-    children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    for each in (pid, *map(int, children.split())):
+    for each in (pid, *children_of(pid)):
         os.kill(each, signal.SIGKILL)
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not done():
-        assert time.monotonic() < deadline, f"nothing happened in {WAIT_S} s"
-        time.sleep(0.05)

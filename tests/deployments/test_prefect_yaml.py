@@ -22,9 +22,9 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
-from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
+from builders import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
@@ -101,9 +101,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             pa.table({"tokens": tokens, "label": labels}), root / "source" / f"date={date}" / "part-0.parquet"
         )
     torch.manual_seed(47)
-    (root / "checkpoint").mkdir()
-    for name, content in to_files(AttentionLSTM(ModelConfig(classes=("high", "low")))).items():
-        (root / "checkpoint" / name).write_bytes(content)
+    save_checkpoint(root / "checkpoint", AttentionLSTM(ModelConfig(classes=("high", "low"))))
     return {name: root / name for name in ("source", "checkpoint", "output", "backfilled", "registry")}
 
 

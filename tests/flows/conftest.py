@@ -19,16 +19,14 @@ import pytest
 import torch
 from prefect import State
 
-from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
+from builders import make_champion, save_checkpoint
 from flows.classify import classify
 from flows.cli import app as cli
 from flows.retrain import retrain
 from storage.locations import Location
 from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, read_manifest
-from storage.registry.cards import Card
-from storage.registry.checkpoints import Registry
 
 # 2026-11-03 is missing, so that a range of dates can have a gap.
 DATES = ("2026-11-01", "2026-11-02", "2026-11-04", "2026-11-05")
@@ -126,28 +124,25 @@ def registry_copy(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.registry, tmp_path / "registry"))
 
 
+def _untrained(attention: str) -> AttentionLSTM:
+    torch.manual_seed(29)
+    network = AttentionLSTM(ModelConfig(attention=attention, classes=tuple(sorted(ALPHABETS)), temperature=1.7))
+    for parameter in network.parameters():
+        parameter.data *= 2.5  # as they start, weights leave attention and probabilities almost uniform
+    return network
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder with a checkpoint for each attention, never trained: random weights, large enough to matter."""
-    folders = {}
-    for attention in ("additive", "multihead"):
-        torch.manual_seed(29)
-        network = AttentionLSTM(ModelConfig(attention=attention, classes=tuple(sorted(ALPHABETS)), temperature=1.7))
-        for parameter in network.parameters():
-            parameter.data *= 2.5  # as they start, weights leave attention and probabilities almost uniform
-        folders[attention] = tmp_path_factory.mktemp("untrained") / attention
-        folders[attention].mkdir()
-        for name, content in to_files(network).items():
-            (folders[attention] / name).write_bytes(content)
-    return folders
+    folder = tmp_path_factory.mktemp("untrained")
+    return {name: save_checkpoint(folder / name, _untrained(name)) for name in ("additive", "multihead")}
 
 
 @pytest.fixture
-def untrained_registry(untrained: dict[str, Path], tmp_path: Path) -> Path:
+def untrained_registry(tmp_path: Path) -> Path:
     """A registry of the test's own, whose champion was never trained."""
-    registry = Registry.open(str(tmp_path / "registry"))
-    files = {file.name: file.read_bytes() for file in untrained["additive"].iterdir()}
-    registry.promote(registry.publish(files, Card(), "# A test's checkpoint\n").version, "a test")
+    make_champion(tmp_path / "registry", _untrained("additive"))
     return tmp_path / "registry"
 
 
@@ -185,11 +180,7 @@ def publish(registry_copy: Path) -> Callable[[int], str]:
 
     def add(seed: int) -> str:
         torch.manual_seed(seed)
-        network = AttentionLSTM(ModelConfig(classes=tuple(sorted(ALPHABETS))))
-        registry = Registry.open(str(registry_copy))
-        version = registry.publish(to_files(network), Card(), "# A test's checkpoint\n").version
-        registry.promote(version, "a test")
-        return version
+        return make_champion(registry_copy, AttentionLSTM(ModelConfig(classes=tuple(sorted(ALPHABETS)))))
 
     return add
 

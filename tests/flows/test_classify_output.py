@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,42 +64,6 @@ def test_every_row_comes_out_once_in_order_with_its_kept_columns(scored: Any, da
         for column in ("id", "origin", "number", "label"):
             assert predictions[column].equals(given[column])
         assert _read(scored.output / "attention", name)["id"].equals(given["id"])
-
-
-def test_rows_without_tokens_get_an_error_and_no_prediction(scored: Any, dataset: Path) -> None:
-    for name in _names(dataset):
-        predictions = _read(scored.output / "predictions", name)
-        attention = _read(scored.output / "attention", name)
-
-        assert predictions["error"].to_pylist() == ["tokens are null", "no tokens"] + [None] * (len(predictions) - 2)
-        assert predictions["num_tokens"].to_pylist()[:2] == [None, 0]
-        for column in ("prediction", "score", "probabilities"):
-            is_null = predictions[column].is_null().to_pylist()
-            assert is_null == [True, True] + [False] * (len(predictions) - 2)
-        assert attention["weights"].is_null().to_pylist() == is_null
-
-
-def test_prediction_is_the_class_of_the_largest_probability(scored: Any, dataset: Path) -> None:
-    for name in _names(dataset):
-        table = _read(scored.output / "predictions", name)
-        classes = json.loads(table.schema.metadata[b"classes"])
-        usable = table.filter(table["error"].is_null())
-        probabilities = np.array(usable["probabilities"].to_pylist())
-
-        assert classes == ["digits", "high", "letters"]
-        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-        np.testing.assert_array_equal(usable["score"].to_numpy(), probabilities.max(axis=1).astype(np.float32))
-        assert usable["prediction"].to_pylist() == [classes[place] for place in probabilities.argmax(axis=1)]
-
-
-def test_attention_of_a_row_has_a_weight_for_each_token_and_sums_to_one(scored: Any, dataset: Path) -> None:
-    rows = [row for row in _joined(dataset, scored.output) if row["error"] is None]
-
-    assert len(rows) == 412
-    assert [len(row["weights"]) for row in rows] == [len(row["tokens"]) for row in rows]
-    assert [row["num_tokens"] for row in rows] == [len(row["tokens"]) for row in rows]
-    np.testing.assert_allclose([sum(row["weights"]) for row in rows], 1, atol=1e-5)
-    assert min(min(row["weights"]) for row in rows) >= 0
 
 
 @pytest.fixture(scope="module")
@@ -187,29 +148,6 @@ def test_predictions_of_a_checkpoint_outside_of_a_registry_carry_the_name_of_its
 
     assert set(table["checkpoint"].to_pylist()) == {"multihead"}
     assert table.column_names[:2] == ["id", "prediction"]
-
-
-def test_duckdb_polars_and_pandas_count_the_same_predictions(scored: Any) -> None:
-    files = f"{scored.output}/predictions/**/*.parquet"
-    with duckdb.connect() as connection:
-        by_duckdb = dict(connection.sql(f"SELECT prediction, count(*) FROM '{files}' GROUP BY 1").fetchall())
-    by_polars = dict(pl.scan_parquet(files).group_by("prediction").agg(pl.len()).collect().iter_rows())
-    frame = pd.read_parquet(scored.output / "predictions")
-    by_pandas = {
-        None if pd.isna(name) else name: count for name, count in frame["prediction"].value_counts(dropna=False).items()
-    }
-
-    assert by_duckdb == scored.manifest.totals["predictions"] | {None: 8}
-    assert by_polars == by_duckdb
-    assert by_pandas == by_duckdb
-
-
-def test_partitions_of_the_input_are_columns_of_the_output(scored: Any) -> None:
-    counts = pl.scan_parquet(scored.output / "predictions").group_by("date").len().collect()
-
-    assert {str(date): count for date, count in counts.iter_rows()} == dict.fromkeys(
-        ("2026-11-01", "2026-11-02", "2026-11-04", "2026-11-05"), 105
-    )
 
 
 def test_manifest_counts_what_is_in_the_files(scored: Any, trained: Any, dataset: Path) -> None:

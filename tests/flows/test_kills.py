@@ -1,67 +1,71 @@
-"""Scoring that is stopped anywhere and started again: the output is the one of an undisturbed run.
+"""Work that is killed anywhere, or meets any fault, and is started again: in the end all is as if nothing had been.
 
-ATTNLSTM_KILL_ROUNDS sets how often it is killed; `make kills` runs the long form.
+ATTNLSTM_KILL_ROUNDS and ATTNLSTM_RETRAIN_KILLS set how often scoring and training are killed; `make kills` and
+`make retrainkills` run the long forms. What a whole run does when it is stopped is in test_stops.py.
 """
 
-import contextlib
 import errno
+import itertools
+import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from attnlstm.checkpoint import to_files
+from attnlstm.checkpoint import from_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
+from builders import Files, make_champion, scored_files
+from flows.operations.promote import decide_promotion
 from flows.operations.score import ScoredShard, ScoringJob, score_bundle
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint
 from storage.input.columns import Columns
-from storage.input.shards import ShardLimits, plan_shards
-from storage.input.sources import find_source
+from storage.input.shards import ShardLimits
+from storage.labelled.source import LabelledSource
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import Output, OutputSettings
-from storage.output.plan import OutputPlan, Pending
-from storage.registry.cards import Card
+from storage.output.plan import Pending, plan_output
 from storage.registry.checkpoints import Registry
 
-ROUNDS = int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15"))
 SETTINGS = OutputSettings(columns=Columns(keep=("note",)), limits=ShardLimits(rows=70), chunk_bytes=512)
-
-Files = dict[str, bytes]
+EPOCHS = 3
 
 
 class Run:
     """One source, one checkpoint and one output, scored as often as a test likes."""
 
     def __init__(self, folder: Path, output: Path) -> None:
-        stored = Registry.open(str(folder / "registry")).load("champion")
-        self.source = find_source(str(folder / "source"))
+        self.folder, self.place = folder, output
         self.output = Output(Location.parse(output), SETTINGS)
-        self.job = ScoringJob.of(stored, self.source.root, self.output, device="cpu", engine="torch", threads=2)
-
-    def plan(self) -> OutputPlan:
-        cut = plan_shards(self.source, SETTINGS.columns, SETTINGS.limits)
-        return OutputPlan(self.source, self.output, cut.shards, cut.unreadable)
+        self.source = str(folder / "source")
+        stored = Registry.open(str(folder / "registry")).load("champion")
+        self.job = ScoringJob.of(
+            stored, Location.parse(self.source), self.output, device="cpu", engine="torch", threads=2
+        )
 
     def pending(self) -> tuple[Pending, ...]:
-        return self.plan().pending(self.job.checkpoint, "missing")
+        self.output.prepare(self.source)
+        return plan_output(self.source, self.output).pending(self.job.checkpoint, "missing")
 
-    def score(self) -> list[str]:
-        """Score what is missing. Gives the reasons of the shards that could not be scored."""
-        results = score_bundle(self.job, self.pending())
-        return [result.reason for result in results if not isinstance(result, ScoredShard)]
+    def score(self, pending: tuple[Pending, ...]) -> list[str]:
+        """Score these. Gives the reasons of the shards that could not be scored."""
+        return [each.reason for each in score_bundle(self.job, pending) if not isinstance(each, ScoredShard)]
 
     def files(self) -> Files:
-        root = Path(self.output.root.path)
-        whole = (path for path in root.rglob("*.parquet") if not path.name.endswith(TEMPORARY_SUFFIX))
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(whole)}
+        return scored_files(self.place)
 
 
 @pytest.fixture(scope="module")
@@ -78,179 +82,257 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(table.slice(100, 41), folder / "source/date=2026-11-02/b.parquet")
     pq.write_table(table.slice(0, 0), folder / "source/date=2026-11-02/none.parquet")
     torch.manual_seed(3)
-    network = AttentionLSTM(ModelConfig(classes=("x", "y", "z")))
-    registry = Registry.open(str(folder / "registry"))
-    registry.promote(registry.publish(to_files(network), Card(), "").version, "for the test")
+    make_champion(folder / "registry", AttentionLSTM(ModelConfig(classes=("x", "y", "z"))))
     return folder
 
 
+# --- faults
+
+STEPS: dict[str, object] = {  # of a commit, by the names of the functions
+    "write_table": pq.ParquetWriter,
+    "close": pq.ParquetWriter,
+    "read_metadata": pq,
+    "fsync": os,
+    "replace": os,
+}
+
+
+@contextmanager
+def counting_steps(fail: str = "", at: int = 0) -> Iterator[Counter[str]]:
+    """Counts the calls of each step. One call of one step fails, if it is named."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        numbers = itertools.count(1)
+
+        def call(*args: Any, **options: Any) -> Any:
+            calls[name] = number = next(numbers)
+            if (name, number) == (fail, at):
+                raise OSError("injected")
+            return real(*args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, owner in STEPS.items():
+            patch.setattr(owner, name, counted(name, getattr(owner, name)))
+        yield calls
+
+
+@dataclass
+class Undisturbed:
+    """The files of a run that nothing disturbs, and how often it takes each step of a commit."""
+
+    files: Files
+    calls: Counter[str]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> Files:
+def undisturbed(folder: Path) -> Undisturbed:
     run = Run(folder, folder / "undisturbed")
-    run.score()
-    return run.files()
+    pending = run.pending()
+    with counting_steps() as calls:
+        assert run.score(pending) == []
+    assert calls.keys() == STEPS.keys(), "a step of the commit is none any more"
+    return Undisturbed(run.files(), calls)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte, where mounting one is permitted; else a folder."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = os.system(f"mount -t tmpfs -o size=1m tmpfs {disk} 2>/dev/null") == 0
+    yield disk
+    if mounted:
+        os.system(f"umount {disk}")
+
+
+def fault(step: str, moment: float) -> Callable[..., AbstractContextManager[Any]]:
+    """moment: the first or second call, or the last or the one in the middle of them all."""
+
+    def disturb(run: Run, undisturbed: Undisturbed) -> AbstractContextManager[Any]:
+        at = int(moment) if moment >= 1 else round(undisturbed.calls[step] * (0.5 if moment else 1))
+        return counting_steps(step, at)
+
+    return disturb
+
+
+def needs_disk(run: Run) -> Path:
+    if not os.path.ismount(run.place.parent):
+        pytest.skip("mounting a small file system is not permitted here")
+    return run.place.parent
+
+
+@contextmanager
+def full_disk(run: Run, undisturbed: Undisturbed) -> Iterator[None]:
+    disk = needs_disk(run)
+    status = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(status.f_bavail * status.f_frsize - 40_000))
+    yield
+    (disk / "ballast").unlink()
+
+
+@contextmanager
+def read_only_disk(run: Run, undisturbed: Undisturbed) -> Iterator[None]:
+    disk = needs_disk(run)
+    assert os.system(f"mount -o remount,ro {disk}") == 0
+    yield
+    os.system(f"mount -o remount,rw {disk}")
+    assert run.files() == {}
+
+
+@contextmanager
+def vanished_file(run: Run, undisturbed: Undisturbed) -> Iterator[None]:
+    vanishing = run.folder / "source/date=2026-11-02/b.parquet"
+    content = vanishing.read_bytes()
+    vanishing.unlink()
+    yield
+    vanishing.write_bytes(content)
+    assert len(run.files()) == len(undisturbed.files) - 2
+
+
+@pytest.mark.parametrize(
+    ("disturb", "reason"),
+    [
+        *(
+            pytest.param(fault(step, moment), "injected", id=f"{step} {moment}")
+            for step in STEPS
+            for moment in (1, 2, 0.5, 0)
+        ),
+        pytest.param(full_disk, os.strerror(errno.ENOSPC), id="full disk"),
+        pytest.param(read_only_disk, os.strerror(errno.EROFS), id="read-only disk"),
+        pytest.param(vanished_file, "vanished while the run was on", id="vanished file"),
+    ],
+)
+def test_a_fault_fails_its_shards_alone_and_the_next_run_ends_as_an_undisturbed_one(
+    disturb: Callable[..., AbstractContextManager[None]],
+    reason: str,
+    folder: Path,
+    undisturbed: Undisturbed,
+    disk: Path,
+) -> None:
+    run = Run(folder, disk / "output")
+    pending = run.pending()
+    with disturb(run, undisturbed):
+        reasons = run.score(pending)
+    assert reasons, "nothing failed"
+    assert [each for each in reasons if reason not in each] == []
+    assert run.files().items() <= undisturbed.files.items(), "a partial, wrong or temporary file"
+    assert run.score(run.pending()) == []
+    assert run.files() == undisturbed.files
+
+
+# --- kills
+
+
+def score(source: Path, place: Path, number: int) -> None:
+    run = Run(source, place)
+    run.score(run.pending())
+
+
+def retrain(source: Path, place: Path, number: int) -> None:
+    """What the tasks of a retrain run do. number: the seed."""
+    labelled, opened = LabelledSource(str(source)), Registry.open(str(place))
+    overrides = {"epochs": EPOCHS, "threads": 1, "seed": number, "patience": EPOCHS}
+    request = TrainingRequest(labelled=labelled, preset="reference", overrides=overrides)
+    decide_promotion(labelled, opened, train_checkpoint(request, opened, Listener()).version)
+
+
+def whole_files(place: Path) -> Files:
+    return {name: content for name, content in scored_files(place).items() if not name.endswith(TEMPORARY_SUFFIX)}
+
+
+def whole_registry(place: Path) -> Files:
+    """The weights of each version, and of the champion. Raises if one can't be loaded."""
+    registry = Registry.open(str(place))
+    names = [*registry.versions(), *(["champion"] if registry.alias() else [])]
+    stored = {name: registry.load(name) for name in names}
+    for name, each in stored.items():
+        from_files(each.files, where=name)
+    # Versions are named by the moment too, so that only their weights are alike.
+    return {each.digest if name != "champion" else name: each.digest.encode() for name, each in stored.items()}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to do in a process of its own, and what it has left so far."""
+
+    do: Callable[[Path, Path, int], None]
+    left: Callable[[Path], Files]
+    rounds: int
+
+
+SCORING = Work(score, whole_files, int(os.environ.get("ATTNLSTM_KILL_ROUNDS", "15")))
+TRAINING = Work(retrain, whole_registry, int(os.environ.get("ATTNLSTM_RETRAIN_KILLS", "4")))
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Where processes come from that have imported everything."""
+    forkserver = multiprocessing.get_context("forkserver")
+    engines = [f"attnlstm.engines.{name}" for name in ("torch_engine", "fused_cpu")]
+    forkserver.set_forkserver_preload(["pytest", "flows.operations.promote", "flows.operations.train", *engines])
+    return forkserver
 
 
 @pytest.mark.slow
-def test_output_is_the_undisturbed_one_after_kills_at_random_moments(
-    folder: Path, undisturbed: Files, tmp_path: Path
+@pytest.mark.parametrize("work", [SCORING, TRAINING], ids=["scoring", "training"])
+def test_all_is_as_if_nothing_had_been_after_kills_at_random_moments(
+    work: Work, folder: Path, dataset: Path, processes: ForkServerContext, tmp_path: Path
 ) -> None:
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(
-        ["flows.operations.score", "attnlstm.checkpoint", "attnlstm.engines.torch_engine"]
-    )
-    chance = random.Random(ROUNDS)
-    kills = outputs = 0
-    _score_in_child(forkserver, Run(folder, tmp_path / "first"))  # starts the server that the others come from
-    longest = _seconds_of(lambda: _score_in_child(forkserver, Run(folder, tmp_path / "timed")))
-    while kills < ROUNDS:
-        run = Run(folder, tmp_path / f"output-{outputs}")
-        outputs += 1
-        while pending := run.pending():
-            child = forkserver.Process(target=score_bundle, args=(run.job, pending))
+    source = folder if work is SCORING else dataset
+    chance = random.Random(work.rounds)
+    undisturbed: list[Files] = []
+    for number in (0, 1):
+        began = time.perf_counter()
+        child = processes.Process(target=work.do, args=(source, tmp_path / f"undisturbed-{number}", number))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        longest = time.perf_counter() - began  # of the second one, since the first starts where both come from
+        undisturbed.append(work.left(tmp_path / f"undisturbed-{number}"))
+    kills = places = 0
+    while kills < work.rounds:
+        number, place = places % 2, tmp_path / f"disturbed-{places}"
+        places += 1
+        while True:
+            child = processes.Process(target=work.do, args=(source, place, number))
             child.start()
             child.join(chance.uniform(0, longest))
             if child.is_alive():
                 os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
                 kills += 1
             child.join()
-            committed = run.files()
-            assert all(undisturbed[name] == content for name, content in committed.items()), "a partial or wrong file"
-        assert run.files() == undisturbed
-    print(f"{kills} kills over {outputs} outputs")
+            assert work.left(place).items() <= undisturbed[number].items(), "something partial or wrong"
+            if child.exitcode == 0:
+                break
+        assert work.left(place) == undisturbed[number]
+        assert list(place.glob("training/*/snapshot")) == []
+    print(f"{kills} kills over {places} places")
 
 
-def test_output_is_the_undisturbed_one_after_a_fault_at_each_step_of_the_commit(
-    folder: Path, undisturbed: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_retrainings_at_once_are_all_judged_and_all_remembered(
+    processes: ForkServerContext, dataset: Path, tmp_path: Path
 ) -> None:
-    for step, (owner, name) in enumerate(_commit_steps()):
-        calls = _count_calls(owner, name, folder, tmp_path / f"count-{step}", monkeypatch)
-        assert calls, f"{name} is not a step of the commit any more"
-        for call in sorted({1, 2, calls // 2, calls}):
-            run = Run(folder, tmp_path / f"{step}-{call}")
-            with monkeypatch.context() as patch:
-                patch.setattr(owner, name, _failing_at(call, getattr(owner, name)))
-                with contextlib.suppress(OSError):  # where a footer is read, it is told as a damaged file instead
-                    run.score()
-            committed = run.files()
-            assert all(undisturbed[file] == content for file, content in committed.items())
-            run.score()
-            assert run.files() == undisturbed
-
-
-def test_a_full_disk_fails_the_run_and_leaves_whole_files_only(
-    folder: Path, undisturbed: Files, small_disk: Path
-) -> None:
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(_free_bytes(small_disk) - 40_000))
-    run = Run(folder, small_disk / "output")
-    reasons = run.score()
-    assert any(os.strerror(errno.ENOSPC) in reason for reason in reasons), reasons
-    committed = run.files()
-    assert committed.items() <= undisturbed.items()
-    assert not list(small_disk.rglob(f"*{TEMPORARY_SUFFIX}"))
-    ballast.unlink()
-    run.score()
-    assert run.files() == undisturbed
-
-
-def test_a_source_file_that_vanishes_midway_fails_alone(folder: Path, undisturbed: Files, tmp_path: Path) -> None:
-    run = Run(folder, tmp_path / "output")
-    pending = run.pending()
-    vanishing = folder / "source/date=2026-11-02/b.parquet"
-    content = vanishing.read_bytes()
-    vanishing.unlink()
-    try:
-        results = score_bundle(run.job, pending)
-    finally:
-        vanishing.write_bytes(content)
-    failures = [result for result in results if not isinstance(result, ScoredShard)]
-    assert [(failure.name, failure.reason) for failure in failures] == [
-        ("date=2026-11-02/b.parquet", "vanished while the run was on")
-    ]
-    assert len(run.files()) == len(undisturbed) - 2
-    run.score()
-    assert run.files() == undisturbed
-
-
-def test_a_read_only_output_is_an_error_and_not_a_loss(folder: Path, small_disk: Path) -> None:
-    output = small_disk / "output"
-    output.mkdir()
-    assert os.system(f"mount -o remount,ro {small_disk}") == 0
-    try:
-        reasons = Run(folder, output).score()
-    finally:
-        os.system(f"mount -o remount,rw {small_disk}")
-    assert len(reasons) == len(Run(folder, output).pending())
-    assert all(os.strerror(errno.EROFS) in reason for reason in reasons), reasons
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.system(f"mount -t tmpfs -o size=1m tmpfs {disk} 2>/dev/null"):
-        pytest.skip("mounting a small file system is not permitted here")
-    try:
-        yield disk
-    finally:
-        os.system(f"umount {disk}")
-
-
-def _commit_steps() -> list[tuple[object, str]]:
-    return [
-        (pq.ParquetWriter, "write_table"),
-        (pq.ParquetWriter, "close"),
-        (pq, "read_metadata"),
-        (os, "fsync"),
-        (os, "replace"),
-    ]
-
-
-def _count_calls(owner: object, name: str, folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    calls = 0
-    real = getattr(owner, name)
-
-    def counted(*args: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        return real(*args, **options)
-
-    run = Run(folder, output)
-    pending = run.pending()
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, counted)
-        score_bundle(run.job, pending)
-    return calls
-
-
-def _failing_at(call: int, real: Callable[..., object]) -> Callable[..., object]:
-    calls = 0
-
-    def faulty(*args: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise OSError("injected")
-        return real(*args, **options)
-
-    return faulty
-
-
-def _score_in_child(context: multiprocessing.context.ForkServerContext, run: Run) -> None:
-    child = context.Process(target=score_bundle, args=(run.job, run.pending()))
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-
-
-def _seconds_of(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _free_bytes(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
+    place = tmp_path / "registry"
+    children = [processes.Process(target=retrain, args=(dataset, place, seed)) for seed in (0, 1, 2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    whole_registry(place)
+    registry = Registry.open(str(place))
+    assert len(registry.versions()) == 3
+    # One that was overtaken while it was judged has failed, and is judged when it is run again.
+    for seed, child in enumerate(children):
+        if child.exitcode:
+            retrain(dataset, place, seed)
+    alias = registry.alias()
+    assert alias is not None
+    champions = {alias.version, *(each.version for each in alias.before)}
+    outcomes = {version: registry.card(version).judgement.outcome for version in registry.versions()}
+    assert {version for version, outcome in outcomes.items() if outcome == "promoted"} == champions
+    assert len(champions) == len(alias.before) + 1
+    assert json.loads((place / "aliases/champion.json").read_text())["version"] == alias.version

@@ -56,10 +56,6 @@ def test_checkpoint_folder_is_complete_and_its_card_says_how_it_was_made(trained
     assert json.loads((trained.folder / "config.json").read_text())["classes"] == ["digits", "high", "letters"]
 
 
-def test_temperature_is_calibrated_on_the_validation_rows(trained: Any) -> None:
-    assert json.loads((trained.folder / "config.json").read_text())["temperature"] != 1
-
-
 def test_decision_is_on_the_card_and_in_the_record_of_the_run(trained: Any) -> None:
     card = json.loads((trained.folder / "card.json").read_text())
     record = json.loads((trained.registry / f"runs/{trained.state.state_details.flow_run_id}.json").read_text())

@@ -14,6 +14,8 @@ import pytest
 from prefect import State
 
 import flows.classify
+from attnlstm.checkpoint import from_files
+from builders import make_champion, scored_files
 from flows.classify import classify
 from flows.cli import DONE
 from flows.cli.outputs import verify
@@ -23,7 +25,6 @@ from storage.errors import OutputError
 from storage.locations import Location
 from storage.locks import only_run
 from storage.output.manifests import read_manifest
-from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 NUM_COPIES = 3  # of the dataset, so that there is something to do for a second or two
@@ -36,25 +37,11 @@ def upload(folder: Path, place: Location) -> None:
             (place / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
 
 
-def scored_files(output: str) -> dict[str, bytes]:
-    """Predictions and attention, by path."""
-    root = Location.parse(output)
-    infos = [info for kind in ("predictions", "attention") for info in (root / kind).walk()]
-    paths = [root.relative(info.path) for info in infos if info.base_name.endswith(".parquet")]
-    return {path: (root / path).read_bytes() for path in paths}
-
-
-@pytest.fixture(scope="session")
-def checkpoint_files(untrained: dict[str, Path]) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in untrained["additive"].iterdir()}
-
-
 @pytest.fixture
-def registry(s3: Callable[[str], str], checkpoint_files: dict[str, bytes]) -> str:
+def registry(s3: Callable[[str], str], untrained: dict[str, Path]) -> str:
     """A registry on S3 with a champion."""
-    registry = Registry.open(s3("registry"))
-    version = registry.publish(checkpoint_files, Card(), "# For a test\n").version
-    registry.promote(version, "a test")
+    files = {path.name: path.read_bytes() for path in untrained["additive"].iterdir()}
+    make_champion(s3("registry"), from_files(files, where="a test"))
     return s3("registry")
 
 

@@ -41,6 +41,7 @@ for name in sorted(file.relative for file in source.files):
         for shard in plan.shards:
             for table in read_shard(source.root, shard, columns):
                 rows += len(decode_tokens(table["tokens"], TokenRules()).usable)
+        assert rows == plan.num_rows, "some are missing, or there are too many"
         print("rows", rows, flush=True)
     except FileError as error:
         print("error", error, flush=True)

@@ -59,9 +59,39 @@ def test_second_run_is_told_who_holds_the_output_and_a_killed_holder_lets_go(
         pass
 
 
-def test_run_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
-    place = Location.parse(tmp_path / "out")
-    with only_run(place, "first"), pytest.raises(OutputError, match="run first, process"), only_run(place, "second"):
+@pytest.fixture(params=["disk", "store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An output on a local disk, and one in an object store."""
+    return Location.parse(request.getfixturevalue("s3")("out") if request.param == "store" else tmp_path / "out")
+
+
+def test_run_of_the_same_process_is_refused_too_until_the_first_has_ended(place: Location) -> None:
+    with suppress(RuntimeError), only_run(place, "first"):
+        with pytest.raises(OutputError, match="run first, process"), only_run(place, "second"):
+            pass
+        raise RuntimeError("stop")
+    with only_run(place, "second"):
+        pass
+
+
+@pytest.mark.parametrize("other", ["", "date=2026-11-01", "date=2026-11-01/part-0.parquet"])
+def test_run_is_refused_what_another_holds_and_what_is_within_or_around_it(place: Location, other: str) -> None:
+    with (
+        only_run(place, "first", scope="date=2026-11-01"),
+        pytest.raises(OutputError, match="run first"),
+        only_run(place, "second", scope=other),
+    ):
+        pass
+
+
+def test_parts_and_outputs_that_do_not_overlap_are_held_side_by_side(place: Location) -> None:
+    with (
+        only_run(place, "first", scope="date=2026-11-01"),
+        only_run(place, "second", scope="date=2026-11-01b"),
+        only_run(place / "another", "third"),
+    ):
+        pass
+    with only_run(place, "fourth"):
         pass
 
 
@@ -75,33 +105,6 @@ def test_holder_that_has_not_said_its_name_still_holds(tmp_path: Path) -> None:
                 pass
 
 
-def test_lock_is_free_after_an_exception(tmp_path: Path) -> None:
-    place = Location.parse(tmp_path / "out")
-    with pytest.raises(RuntimeError, match="stop"), only_run(place, "first"):
-        raise RuntimeError("stop")
-    with only_run(place, "second"):
-        pass
-
-
-@pytest.mark.parametrize("other", ["", "date=2026-11-01", "date=2026-11-01/part-0.parquet"])
-def test_run_is_refused_what_another_holds_and_what_is_within_or_around_it(tmp_path: Path, other: str) -> None:
-    place = Location.parse(tmp_path / "out")
-    with (
-        only_run(place, "first", scope="date=2026-11-01"),
-        pytest.raises(OutputError, match="run first"),
-        only_run(place, "second", scope=other),
-    ):
-        pass
-
-
-def test_parts_that_do_not_overlap_are_held_side_by_side(tmp_path: Path) -> None:
-    place = Location.parse(tmp_path / "out")
-    with only_run(place, "first", scope="date=2026-11-01"), only_run(place, "second", scope="date=2026-11-01b"):
-        pass
-    with only_run(place, "third"):
-        pass
-
-
 def test_nothing_is_left_of_a_run_that_ended_or_was_killed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     place = Location.parse(tmp_path / "out")
     holder.kill()
@@ -111,24 +114,10 @@ def test_nothing_is_left_of_a_run_that_ended_or_was_killed(tmp_path: Path, holde
     assert [path.name for path in (tmp_path / "out/.locks").iterdir()] in ([".all"], [])
 
 
-def test_outputs_are_held_one_by_one(tmp_path: Path) -> None:
-    with only_run(Location.parse(tmp_path / "one"), "first"), only_run(Location.parse(tmp_path / "two"), "second"):
-        pass
-
-
 # In an object store. Time stamps there are in whole seconds, so a lease can't be shorter than a few.
 SHORT = {"live_seconds": 3.0, "renew_seconds": 0.3}
 
 HOLD_SHORT = HOLD.replace('"first"', '"first", live_seconds=3, renew_seconds=0.3')
-
-
-def test_parts_of_a_store_are_held_side_by_side_and_the_whole_is_not(s3: Callable[[str], str]) -> None:
-    place = Location.parse(s3("out"))
-    with only_run(place, "first", scope="date=2026-11-01"):
-        with only_run(place, "second", scope="date=2026-11-02"):
-            pass
-        with pytest.raises(OutputError, match="run first"), only_run(place, "third"):
-            pass
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """Which engine computes: the fused one where it fits, unless another is asked for."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -50,13 +47,3 @@ def test_less_precision_is_torchs_alone() -> None:
     for name in ("fused-cpu", "fused-cuda"):
         with pytest.raises(ValueError, match=f"the {name} engine can't be used: {reason}; take 'auto' or 'torch'"):
             open_engine(AttentionLSTM(FITTING), "cpu", engine=name, precision="bfloat16")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("modules", "not_loaded"),
-    [("attnlstm.config, attnlstm.engines", "torch"), ("attnlstm.engines.fused_cuda", "triton")],
-)
-def test_what_takes_long_to_import_waits_until_it_is_needed(modules: str, not_loaded: str) -> None:
-    subprocess.run(
-        [sys.executable, "-c", f"import sys, {modules}; sys.exit({not_loaded!r} in sys.modules)"], check=True
-    )

@@ -1,5 +1,4 @@
-"""The fused kernel against float64, on friendly and on hostile weights; the same bits for a row in any company and on
-any processor."""
+"""The fused kernel against float64 in every size; the same bits for a row in any company and on any processor."""
 
 import hashlib
 import os
@@ -7,7 +6,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -77,30 +75,6 @@ def test_a_row_has_the_same_bits_in_any_company(
         assert found.attention_weights.tobytes() == b"".join(alone[row].attention_weights.tobytes() for row in some)
 
 
-def test_threads_do_not_change_a_bit(network: AttentionLSTM, ragged: Rows) -> None:
-    rows = ragged(LENGTHS * 9)
-    one, three = (FusedCpuEngine(network, threads).score(*rows) for threads in (1, 3))
-    assert bits(one) == bits(three)
-
-
-def test_several_threads_may_score_at_once(network: AttentionLSTM, ragged: Rows) -> None:
-    engine = FusedCpuEngine(network, threads=2)
-    inputs = [ragged(LENGTHS[:number]) for number in (3, 5, 7, 11)] * 3
-    expected = [bits(engine.score(*rows)) for rows in inputs]
-    with ThreadPoolExecutor(4) as callers:
-        assert list(callers.map(lambda rows: bits(engine.score(*rows)), inputs)) == expected
-
-
-def test_any_integers_and_strides_will_do(network: AttentionLSTM, ragged: Rows) -> None:
-    values, offsets = ragged(LENGTHS)
-    engine = FusedCpuEngine(network)
-    expected = bits(engine.score(values, offsets))
-    wide = np.repeat(values.astype(np.uint64), 2)
-    wide.flags.writeable = False
-    assert bits(engine.score(wide[::2], offsets)) == expected
-    assert bits(engine.score(values.astype(np.int8), offsets.astype(np.int32))) == expected
-
-
 def test_a_long_row_agrees_with_float64(network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_cpu, "SCRATCH_BYTES", 1 << 20)
     rows = ragged([1, 9_001, 2, 1_500])
@@ -111,79 +85,6 @@ def test_a_long_row_agrees_with_float64(network: AttentionLSTM, ragged: Rows, mo
 def test_a_row_of_100_000_tokens_agrees_with_float64(network: AttentionLSTM, ragged: Rows) -> None:
     rows = ragged([100_000, 1])
     check_scores(network, FusedCpuEngine(network).score(*rows), *rows)
-
-
-@pytest.mark.parametrize(
-    "gates", [(-60, 60, 60, 60), (-60, 60, -60, 60), (60, -60, 60, 60), (60, 60, -60, -60)], ids=str
-)
-@torch.no_grad()
-def test_saturated_gates_are_exactly_0_and_1(gates: tuple[int, ...], network: AttentionLSTM, ragged: Rows) -> None:
-    for name, parameter in network.sequence.named_parameters():
-        parameter.div_(3)
-        if "bias_ih" in name:
-            parameter.copy_(torch.tensor(gates).repeat_interleave(11))  # of i, f, g and o
-    rows = ragged([5_000, 3, 1])
-    check_scores(network, FusedCpuEngine(network).score(*rows), *rows, atol=1e-7)
-
-
-@torch.no_grad()
-def test_large_logits_and_scores_are_no_trouble(network: AttentionLSTM, ragged: Rows) -> None:
-    network.mlp[2].weight.mul_(1e30)
-    network.attention.dot_product.weight.mul_(1e6)  # nearly all weight on one token
-    values, offsets = ragged(LENGTHS)
-    scores = FusedCpuEngine(network).score(values, offsets)
-    np.testing.assert_allclose(scores.probabilities.sum(1), 1)
-    np.testing.assert_array_equal(scores.probabilities.max(1), 1)
-    np.testing.assert_allclose(np.add.reduceat(scores.attention_weights, offsets[:-1]), 1, atol=1e-6)
-    check_scores(network, scores, values, offsets)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-39])
-@torch.no_grad()
-def test_tiny_weights_agree_with_float64(scale: float, network: AttentionLSTM, ragged: Rows) -> None:
-    for parameter in network.parameters():
-        parameter.mul_(scale)
-    rows = ragged(LENGTHS)
-    check_scores(network, FusedCpuEngine(network).score(*rows), *rows)
-
-
-@torch.no_grad()
-def test_a_number_that_is_none_stays_in_its_row(network: AttentionLSTM, ragged: Rows) -> None:
-    values, offsets = ragged(LENGTHS)
-    values[values == 41] = 40
-    expected = FusedCpuEngine(network).score(values, offsets)
-    network.embedding.weight[41] = torch.nan
-    row = LENGTHS.index(29)
-    values[offsets[row] + 11] = 41
-    found = FusedCpuEngine(network).score(values, offsets)
-    of_row = np.repeat(np.arange(len(LENGTHS)), LENGTHS) == row
-    assert np.isnan(found.probabilities[row]).all()
-    assert np.isnan(found.attention_weights[of_row]).all()
-    assert np.delete(found.probabilities, row, 0).tobytes() == np.delete(expected.probabilities, row, 0).tobytes()
-    assert found.attention_weights[~of_row].tobytes() == expected.attention_weights[~of_row].tobytes()
-
-
-def test_no_rows_give_no_scores(network: AttentionLSTM, ragged: Rows) -> None:
-    scores = FusedCpuEngine(network).score(*ragged([]))
-    assert scores.probabilities.shape == (0, 5)
-    assert scores.attention_weights.shape == (0,)
-
-
-def test_the_engine_keeps_the_weights_it_was_made_with(network: AttentionLSTM, ragged: Rows) -> None:
-    engine = FusedCpuEngine(network)
-    before = bits(engine.score(*ragged(LENGTHS)))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-    assert bits(engine.score(*ragged(LENGTHS))) == before
-
-
-def test_a_row_without_tokens_or_an_unknown_id_is_refused(network: AttentionLSTM, ragged: Rows) -> None:
-    engine = FusedCpuEngine(network)
-    with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
-        engine.score(*ragged([3, 0, 2]))
-    with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
-        engine.score(np.array([42], np.uint8), np.array([0, 1]))
 
 
 def test_networks_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,11 +103,6 @@ def test_networks_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.
         FusedCpuEngine(make_network(hidden_size=11, attention="multihead"))
     monkeypatch.setitem(sys.modules, "numba", None)
     assert str(fits(ModelConfig(classes=classes))).startswith("numba can't be imported (")
-
-
-def test_numba_is_imported_only_when_an_engine_is_made() -> None:
-    program = "import sys, attnlstm.engines.fused_cpu; sys.exit('numba' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_without_a_folder_to_write_to_nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:

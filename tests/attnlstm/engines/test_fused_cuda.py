@@ -1,5 +1,5 @@
-"""The Triton kernels against float64, on friendly and on hostile weights: interpreted on the CPU, which is slow, so
-rows are short and few. With a GPU the same, and a row longer than cuDNN takes, compiled.
+"""The Triton kernels: interpreted on the CPU, which is slow, so rows are short and few; compiled for GPUs; and with a
+GPU the same against float64, and a row longer than cuDNN takes.
 """
 
 import os
@@ -79,18 +79,6 @@ def test_pieces_do_not_change_a_bit(ragged: Rows, monkeypatch: pytest.MonkeyPatc
     assert bits(engine.score(values.astype(np.int64), offsets.astype(np.int32))) == bits(whole)
 
 
-@pytest.mark.parametrize("gates", [(-60, 60, 60, 60), (60, -60, 60, 60), (60, 60, -60, -60)], ids=str)
-@torch.no_grad()
-def test_saturated_gates_agree_with_float64(gates: tuple[int, ...], ragged: Rows) -> None:
-    network = make_network(hidden_size=11, num_layers=1)
-    for name, parameter in network.sequence.named_parameters():
-        parameter.div_(3)
-        if "bias_ih" in name:
-            parameter.copy_(torch.tensor(gates).repeat_interleave(11))  # of i, f, g and o
-    rows = ragged([30, 3, 1])
-    check_scores(network, FusedCudaEngine(network).score(*rows), *rows, atol=2e-7)
-
-
 @torch.no_grad()
 def test_a_cell_that_adds_up_tiny_inputs_loses_none() -> None:
     network = make_network(hidden_size=11, num_layers=1)
@@ -106,58 +94,6 @@ def test_a_cell_that_adds_up_tiny_inputs_loses_none() -> None:
         FROM_TOKENS=True, B=16, H=16, PRECISION="ieee",
     )  # fmt: skip
     np.testing.assert_allclose(states[-1, 0, :11], np.tanh(60 * 3e-8), rtol=1e-5)
-
-
-@torch.no_grad()
-def test_large_logits_and_scores_are_no_trouble(ragged: Rows) -> None:
-    network = make_network(hidden_size=11, num_layers=1)
-    network.mlp[2].weight.mul_(1e30)
-    network.attention.dot_product.weight.mul_(1e6)  # nearly all weight on one token
-    values, offsets = ragged(LENGTHS)
-    scores = FusedCudaEngine(network).score(values, offsets)
-    np.testing.assert_array_equal(scores.probabilities.max(1), 1)
-    np.testing.assert_allclose(np.add.reduceat(scores.attention_weights, offsets[:-1]), 1, atol=1e-6)
-    check_scores(network, scores, values, offsets)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-39])
-@torch.no_grad()
-def test_tiny_weights_agree_with_float64(scale: float, ragged: Rows) -> None:
-    network = make_network(hidden_size=11, num_layers=1)
-    for parameter in network.parameters():
-        parameter.mul_(scale)
-    rows = ragged(LENGTHS)
-    check_scores(network, FusedCudaEngine(network).score(*rows), *rows)
-
-
-@pytest.mark.usefixtures("one_program")
-@torch.no_grad()
-def test_a_number_that_is_none_stays_in_its_row(ragged: Rows) -> None:
-    network = make_network(hidden_size=11, num_layers=1)
-    lengths = [2, 3, 1, 2] * 6
-    values, offsets = ragged(lengths)
-    values[values == 41] = 40
-    expected = FusedCudaEngine(network).score(values, offsets)
-    network.embedding.weight[41] = torch.nan
-    row = 1  # of the longest, which come first: another one takes its slot
-    values[offsets[row] + 1] = 41
-    found = FusedCudaEngine(network).score(values, offsets)
-    of_row = np.repeat(np.arange(len(lengths)), lengths) == row
-    assert np.isnan(found.probabilities[row]).all()
-    assert np.isnan(found.attention_weights[of_row]).all()
-    assert np.delete(found.probabilities, row, 0).tobytes() == np.delete(expected.probabilities, row, 0).tobytes()
-    assert found.attention_weights[~of_row].tobytes() == expected.attention_weights[~of_row].tobytes()
-
-
-def test_no_rows_give_no_scores_and_unusable_ones_are_refused(ragged: Rows) -> None:
-    engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
-    scores = engine.score(*ragged([]))
-    assert scores.probabilities.shape == (0, 5)
-    assert scores.attention_weights.shape == (0,)
-    with pytest.raises(ValueError, match="every row needs at least one token; row 1 has none"):
-        engine.score(*ragged([3, 0, 2]))
-    with pytest.raises(ValueError, match=r"token ids must be in 0\.\.41; found 42\.\.42"):
-        engine.score(np.array([42], np.uint8), np.array([0, 1]))
 
 
 def test_a_device_with_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Vectors in compiled functions do what numpy does, lane by lane, and the functions made of them are accurate."""
+"""The functions that are made of vectors in compiled code are accurate."""
 
 import math
 
@@ -8,7 +8,6 @@ import pytest
 numba = pytest.importorskip("numba")
 vectors = pytest.importorskip("attnlstm.engines.fused_cpu.vectors")
 
-from llvmlite import ir  # noqa: E402
 from numba.core import types  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
@@ -39,43 +38,6 @@ def by_lane(operation, *arrays: np.ndarray) -> np.ndarray:
     for n in range(0, len(result), 8):
         call(tuple(array[n:].ctypes.data for array in arrays), result[n:].ctypes.data)
     return result
-
-
-A, B, C = (np.random.default_rng(29).normal(size=(3, 8)) * 3).astype(np.float32)
-
-
-def test_arithmetic_is_by_lane_and_rounded_once() -> None:
-    np.testing.assert_array_equal(by_lane(lambda v, a, b: v.add(a, b), A, B), A + B)
-    np.testing.assert_array_equal(by_lane(lambda v, a, b: v.multiply(a, b), A, B), A * B)
-    np.testing.assert_array_equal(by_lane(lambda v, a, b: v.divide(a, b), A, B), A / B)
-    exact = A.astype(np.float64) * B + C  # the product of two float32 is exact in float64
-    np.testing.assert_array_equal(by_lane(lambda v, a, b, c: v.fma(a, b, c), A, B, C), exact.astype(np.float32))
-
-
-def test_clamp_keeps_what_is_no_number() -> None:
-    x = [np.nan, np.inf, -np.inf, 0.25, 7, -7, 1, -1]
-    found = by_lane(lambda v, x: v.clamp(x, v.constant(-1.0), v.constant(1.0)), x)
-    np.testing.assert_array_equal(found, [np.nan, 1, -1, 0.25, 1, -1, 1, -1])
-
-
-def test_lanes_are_added_by_halves() -> None:
-    found = by_lane(lambda v, x: v.splat(v.sum_of_lanes(x)), A)
-    fours = A[:4] + A[4:]
-    twos = fours[:2] + fours[2:]
-    np.testing.assert_array_equal(found, np.full(8, twos[0] + twos[1]))
-
-
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_a_loop_carries_values(count: int) -> None:
-    def add_indices(v, x):
-        def body(index, carried):
-            number = v.splat(v.builder.sitofp(index, vectors.FLOAT))
-            return [v.add(carried[0], number), carried[0]]
-
-        first, _ = vectors.repeat(v.builder, ir.Constant(vectors.INT64, count), [x, x], body)
-        return first
-
-    np.testing.assert_allclose(by_lane(add_indices, A), A + sum(range(count)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

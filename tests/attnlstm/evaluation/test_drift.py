@@ -241,11 +241,6 @@ def test_figures_by_hand() -> None:
     assert report.num_rows == 4
 
 
-def test_estimated_accuracy_is_the_mean_confidence() -> None:
-    rows = make_rows(np.random.default_rng(137), 300)
-    assert compared(drift.reference(*rows), rows).estimated_accuracy == pytest.approx(rows[2].max(axis=1).mean())
-
-
 def test_reference_and_record_are_json() -> None:
     rows = make_rows(np.random.default_rng(139), 80)
     reference = json.loads(json.dumps(drift.reference(*rows), allow_nan=False))

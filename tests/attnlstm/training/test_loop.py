@@ -15,8 +15,9 @@ from attnlstm.checkpoint import to_files
 from attnlstm.config import ModelConfig
 from attnlstm.engines import open_engine
 from attnlstm.engines.fused_cpu import FusedCpuEngine
+from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
-from attnlstm.training.loop import train
+from attnlstm.training.loop import train, warm_started
 from attnlstm.training.rows import LabelledSequences, crop
 from attnlstm.training.settings import TrainingSettings
 from attnlstm.training.snapshots import EpochReport
@@ -71,13 +72,6 @@ def test_training_leaves_torchs_own_random_numbers_alone(rows: LabelledSequences
     torch.manual_seed(5)
     train(CONFIG, QUICK, rows, held_out)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_time_limit_that_is_not_met_changes_nothing(rows: LabelledSequences, held_out: LabelledSequences) -> None:
-    unlimited, limited = (
-        to_files(train(CONFIG, replace(QUICK, max_seconds=limit), rows, held_out).network) for limit in (None, 1e6)
-    )
-    assert unlimited == limited
 
 
 def test_the_best_weights_are_kept_and_patience_ends_it(rows: LabelledSequences, held_out: LabelledSequences) -> None:
@@ -191,6 +185,51 @@ def test_a_warm_start_goes_on_from_a_copy(rows: LabelledSequences, held_out: Lab
         torch.testing.assert_close(tensor, champion.state_dict()[name], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"the network to go on from has hidden_size [0-9]+, not [0-9]+"):
         train(replace(CONFIG, hidden_size=8), QUICK, rows, held_out, network=champion)
+
+
+OLD = ModelConfig(classes=("a", "b", "c"), embedding_dim=3, hidden_size=5, temperature=1.9)
+
+
+@pytest.fixture
+def old() -> AttentionLSTM:
+    torch.manual_seed(11)
+    return AttentionLSTM(OLD).eval()
+
+
+def logits(network: AttentionLSTM) -> dict[str, list[float]]:
+    """The logits of two rows, by name of class."""
+    values, offsets = np.array([7, 8, 9, 250, 3]), np.array([0, 3, 5])
+    found = TorchEngine(network.eval(), "cpu", 1).logits(values, offsets)
+    return dict(zip(network.config.classes, found.T.tolist(), strict=True))
+
+
+def test_classes_keep_their_outputs_by_name_and_a_new_one_starts_afresh(old: AttentionLSTM) -> None:
+    config = ModelConfig(classes=("new", "c", "a"), embedding_dim=3, hidden_size=5)
+    found, before = logits(warm_started(old, config, seed=1)), logits(old)
+    assert found["a"] == pytest.approx(before["a"])
+    assert found["c"] == pytest.approx(before["c"])
+    assert found["new"] == logits(warm_started(old, config, seed=1))["new"]
+    assert found["new"] != logits(warm_started(old, config, seed=2))["new"]
+
+
+def test_no_class_in_common_keeps_all_but_the_outputs(old: AttentionLSTM) -> None:
+    network = warm_started(old, ModelConfig(classes=("x", "y"), embedding_dim=3, hidden_size=5), seed=1)
+    assert torch.equal(network.embedding.weight, old.embedding.weight)
+    assert network.mlp[2].weight.shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"hidden_size": 6}, "it has hidden_size 5, not 6"),
+        ({"embedding_dim": 4, "num_layers": 1}, "it has embedding_dim 3, not 4; num_layers 2, not 1"),
+        ({"num_embeddings": 300}, "it has num_embeddings 257, not 300"),
+        ({"attention": "multihead"}, "it has attention additive, not multihead"),
+    ],
+)
+def test_other_sizes_are_refused_by_name(change: dict[str, object], text: str, old: AttentionLSTM) -> None:
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        warm_started(old, replace(OLD, **change), seed=1)  # type: ignore[arg-type]
 
 
 def test_a_network_of_ones_own_is_trained_unused_parameters_and_all(

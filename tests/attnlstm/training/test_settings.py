@@ -1,8 +1,12 @@
-"""Bad settings fail on construction, with the value in the message."""
+"""Bad settings fail on construction, and presets give networks and settings that hold together."""
+
+from dataclasses import replace
 
 import pytest
 
-from attnlstm.training.settings import TrainingSettings
+from attnlstm.config import ModelConfig
+from attnlstm.engines.fused_cpu import fits
+from attnlstm.training.settings import DEFAULT, PRESETS, TrainingSettings, preset
 
 
 @pytest.mark.parametrize(
@@ -24,3 +28,27 @@ from attnlstm.training.settings import TrainingSettings
 def test_bad_settings_fail_on_construction(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_reference_has_the_published_sizes() -> None:
+    config = preset("reference").config(("a", "b"))
+    assert replace(config, dropout=0.0) == ModelConfig(classes=("a", "b"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_makes_a_network_and_settings_that_may_be_overridden(name: str) -> None:
+    chosen = preset(name)
+    assert chosen.name == name
+    assert chosen.config(("a", "b"), attention="multihead").attention == "multihead"
+    assert chosen.settings(seed=7, epochs=3) == replace(chosen.settings(), seed=7, epochs=3)
+    with pytest.raises(TypeError, match="epoch"):
+        chosen.settings(epoch=3)
+
+
+def test_the_default_runs_on_the_fused_engine() -> None:
+    assert fits(preset(DEFAULT).config(("a", "b"))) is None
+
+
+def test_an_unknown_preset_names_the_known() -> None:
+    with pytest.raises(ValueError, match="preset must be one of reference, small, base, not 'large'"):
+        preset("large")

@@ -1,7 +1,6 @@
 """A step is that of the whole batch at once, whatever its slices."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from attnlstm.process import worker_threads
-from attnlstm.training.rows import LabelledSequences, balancing_weights, crop
+from attnlstm.training.rows import LabelledSequences, crop
 from attnlstm.training.step import Stepper, _rows_per_slice
 
 CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, classes=("x", "y", "z"))
@@ -51,39 +50,6 @@ def test_a_step_is_that_of_the_whole_batch_at_once(
     gradients = torch.autograd.grad(expected, list(network.parameters()))
     for (name, _), gradient in zip(network.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(found[name], 0.5 * gradient, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_balanced_classes_have_the_same_say_in_the_gradient(
-    fused: bool, planted: Callable[[int, int], LabelledSequences]
-) -> None:
-    rows = planted(97, 5)
-    lopsided = replace(rows, labels=np.where(np.arange(97) < 90, 0, rows.labels))
-    weights = balancing_weights(lopsided.labels, 3)
-    torch.manual_seed(3)
-    network = AttentionLSTM(CONFIG)
-    with worker_threads(1, "test") as workers:
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-        stepper = Stepper(
-            network,
-            optimizer,
-            class_weights=weights,
-            clip_norm=1.0,
-            precision="float32",
-            seed=0,
-            workers=workers,
-            fused=fused,
-        )
-        found = stepper.take(lopsided, step=0, learning_rate=0.0).item()
-    token_ids, lengths = pad(rows.values, rows.offsets, np.arange(97), CONFIG.padding_id)
-    with torch.no_grad():
-        losses = F.cross_entropy(
-            network(torch.from_numpy(token_ids), torch.from_numpy(lengths))[0],
-            torch.from_numpy(lopsided.labels),
-            reduction="none",
-        ).numpy()
-    present = [losses[lopsided.labels == i].mean() for i in range(3) if (lopsided.labels == i).any()]
-    assert found == pytest.approx(np.mean(present), rel=1e-5)
 
 
 @pytest.mark.parametrize(

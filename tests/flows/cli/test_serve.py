@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from prefect.events import Event
 
 from flows.cli import serve
 from flows.cli.server import CommandServer
+from servers import wait_until
 from storage.errors import StorageError
 
 COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "serve"]
@@ -85,7 +85,7 @@ def test_serve_runs_what_is_due_or_asked_for_or_caused_by_drift_and_ends_without
 
         # Two that overlap: one waits for the other, and finds nothing to do.
         runs = [client.create_flow_run_from_deployment(deployments["classify"].id).id for _ in range(2)]
-        _wait(lambda: all(client.read_flow_run(run).state.is_final() for run in runs))
+        wait_until(lambda: all(client.read_flow_run(run).state.is_final() for run in runs), RUN_S)
         ended = sorted(client.read_flow_run(run).state.message for run in runs)
         assert ended[0].startswith("420 rows in 4 shards scored"), ended
         assert ended[1].startswith("Nothing to do"), ended
@@ -101,7 +101,7 @@ def test_serve_runs_what_is_due_or_asked_for_or_caused_by_drift_and_ends_without
         client.request("POST", "/events", json=[drift.model_dump(mode="json")]).raise_for_status()
         retrain = DeploymentFilter(name={"any_": ["retrain"]})
         running = FlowRunFilter(state=FlowRunFilterState(name={"any_": ["Running"]}))
-        _wait(lambda: client.read_flow_runs(flow_run_filter=running, deployment_filter=retrain) != [])
+        wait_until(lambda: client.read_flow_runs(flow_run_filter=running, deployment_filter=retrain) != [], RUN_S)
 
     serving.send_signal(signal.SIGTERM)
     out, _ = serving.communicate(timeout=END_S)
@@ -203,10 +203,3 @@ def test_deployments_of_a_work_pool_are_not_taken_over(prefect_server: str, made
                 asyncio.run(serve._refuse_company([deployment]))
         finally:
             client.delete_deployment(applied)
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + RUN_S
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

@@ -79,17 +79,6 @@ def stop_after(num_epochs: int) -> Callable[[Any], None]:
     return stop
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(dataset: Path, tmp_path: Path) -> None:
-    digests = []
-    for name, seed, threads in (("first", 5, 1), ("again", 5, 2), ("other", 6, 2)):
-        registry = Registry.open(str(tmp_path / name))
-        digests.append(
-            train_checkpoint(request(dataset, epochs=1, seed=seed, threads=threads), registry, Listener()).digest
-        )
-
-    assert digests[0] == digests[1] != digests[2]
-
-
 def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
     train: Train, registry: Registry, dataset: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from builders import scored_files
 from flows.backfill import backfill
 from flows.classify import classify
 from flows.orchestration import runners
@@ -37,17 +38,13 @@ def _a_task_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.orchestration.task_runs._TASK_TOKEN_BYTES", 1)
 
 
-def _files(output: Path) -> dict[str, bytes]:
-    return {path.relative_to(output).as_posix(): path.read_bytes() for path in sorted(output.rglob("*.parquet"))}
-
-
 @pytest.mark.slow
 def test_processes_of_a_cluster_write_the_bytes_that_threads_write(
     runner: str, rescore: Callable[..., Any], scored: Any, tmp_path: Path
 ) -> None:
     again = rescore(tmp_path / "output", runner=runner)
     assert again.state.is_completed(), again.state.message
-    assert _files(again.output) == _files(scored.output)
+    assert scored_files(again.output) == scored_files(scored.output)
     for field in ("engine", "drift", "evaluation", "totals"):
         found, wanted = getattr(again.manifest, field), getattr(scored.manifest, field)
         if field == "totals":
@@ -65,7 +62,7 @@ def test_process_that_is_killed_while_it_writes_is_survived(
         again = rescore(tmp_path / "output", many_rows, runner=runner, **options)
     assert len(killed) == 1
     assert again.state.is_completed(), again.state.message
-    assert _files(again.output) == _files(undisturbed.output)
+    assert scored_files(again.output) == scored_files(undisturbed.output)
     assert list(again.output.rglob("*.tmp")) == []
 
 
@@ -103,7 +100,7 @@ def _killing_who_writes_to(output: Path) -> Iterator[list[int]]:
 def _kill_one(output: Path) -> list[int]:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if any(file.path.startswith(str(output)) for file in process.open_files()):
+            if any(file.path.startswith(str(output)) for file in process.openscored_files()):
                 process.kill()
                 return [process.pid]
     return []

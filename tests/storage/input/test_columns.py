@@ -64,29 +64,32 @@ def test_kept_partition_needs_no_column() -> None:
         columns.to_read(SCHEMA, "a.parquet")
 
 
-def test_missing_tokens_are_reported_with_what_the_file_has() -> None:
+@pytest.mark.parametrize(
+    ("columns", "schema", "message"),
+    [
+        (
+            Columns(tokens="body"),
+            SCHEMA,
+            "column 'body' (tokens_column) is missing; the file has: "
+            "id (int64), tokens (binary), label (string), n (int8)",
+        ),
+        (Columns(tokens="n"), SCHEMA, "column 'n' has type int8; tokens must be binary, string, or a list of integers"),
+        (
+            Columns(),
+            pa.schema([("tokens", pa.binary()), ("tokens", pa.binary())]),
+            "column 'tokens' (tokens_column) stands 2 times in the schema; rename",
+        ),
+        (
+            Columns(),
+            pa.schema({"tokens": pa.binary(), "id": pa.list_(pa.int8())}),
+            "column 'id' has type list<item: int8>; an id must be a scalar, such as an integer",
+        ),
+    ],
+)
+def test_columns_that_can_not_be_read_are_refused(columns: Columns, schema: pa.Schema, message: str) -> None:
     with pytest.raises(FileError) as refused:
-        Columns(tokens="body").to_read(SCHEMA, "a.parquet")
-    assert str(refused.value) == (
-        "column 'body' (tokens_column) is missing; the file has: id (int64), tokens (binary), label (string), n (int8)"
-    )
-
-
-def test_wrong_token_type_is_refused() -> None:
-    with pytest.raises(FileError, match="column 'n' has type int8; tokens must be binary, string, or a list"):
-        Columns(tokens="n").to_read(SCHEMA, "a.parquet")
-
-
-def test_column_that_stands_twice_is_refused() -> None:
-    twice = pa.schema([("tokens", pa.binary()), ("tokens", pa.binary())])
-    with pytest.raises(FileError, match=r"column 'tokens' \(tokens_column\) stands 2 times in the schema; rename"):
-        Columns().to_read(twice, "a.parquet")
-
-
-def test_nested_id_is_refused() -> None:
-    nested = pa.schema({"tokens": pa.binary(), "id": pa.list_(pa.int8())})
-    with pytest.raises(FileError, match=r"column 'id' has type list<.*; an id must be a scalar"):
-        Columns().to_read(nested, "a.parquet")
+        columns.to_read(schema, "a.parquet")
+    assert str(refused.value).startswith(message)
 
 
 def test_kept_names_may_not_be_ours_or_repeat() -> None:

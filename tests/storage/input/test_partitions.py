@@ -51,21 +51,33 @@ def test_a_range_may_be_open(folder: Path) -> None:
     assert len(PartitionRange().find(str(folder))) == 3
 
 
-def test_the_last_day_has_all_of_its_hours(tmp_path: Path) -> None:
-    source = _make(tmp_path, "hour=2026-11-01T23", "hour=2026-11-02T00", "hour=2026-11-02T23", "hour=2026-11-03T00")
-    found = PartitionRange("hour", "2026-11-02", "2026-11-02").find(source)
-    assert [each.value for each in found] == ["2026-11-02T00", "2026-11-02T23"]
-
-
-def test_whole_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
-    source = _make(tmp_path, "batch=9", "batch=10", "batch=2", "batch=11")
-    assert [each.value for each in PartitionRange("batch", "9", "10").find(source)] == ["9", "10"]
-
-
-def test_words_are_compared_as_text_and_percent_signs_are_decoded(tmp_path: Path) -> None:
-    source = _make(tmp_path, "city=Bern", "city=Z%C3%BCrich", "city=Basel")
-    found = PartitionRange("city", "Bern").find(source)
-    assert [(each.name, each.value) for each in found] == [("city=Bern", "Bern"), ("city=Z%C3%BCrich", "Zürich")]
+@pytest.mark.parametrize(
+    ("column", "values", "start", "end", "found"),
+    [
+        (
+            "hour",
+            "2026-11-01T23 2026-11-02T00 2026-11-02T23 2026-11-03T00",
+            "2026-11-02",
+            None,
+            "2026-11-02T00 2026-11-02T23",
+        ),
+        ("date", "2026-10 2026-11-01 2026-11-30 2026-12-01 2026-12", "2026-11", None, "2026-11-01 2026-11-30"),
+        ("date", "2026-10 2026-11-01 2026-11-30", "2026-10-31", "2026-11-01", "2026-10 2026-11-01"),
+        ("batch", "9 10 2 11", "9", "10", "9 10"),
+        ("month", "1 2 3 10 11 12", "1", None, "1"),
+        ("month", "01 02 03 10 11 12", "1", None, "01"),
+        ("month", "-1 1 1.5 10 100", "1", None, "1"),
+        ("run", "v1 v10 v2", "v1", None, "v1"),
+        ("city", "Bern Z%C3%BCrich Basel", "Bern", "Zürich", "Bern Zürich"),
+    ],
+)
+def test_values_are_compared_as_what_they_are_and_an_end_is_within(
+    tmp_path: Path, column: str, values: str, start: str, end: str | None, found: str
+) -> None:
+    """Dates and times with all of their parts, numbers as numbers, and words as text."""
+    source = _make(tmp_path, *(f"{column}={value}" for value in values.split()))
+    partitions = PartitionRange(column, start, end or start).find(source)
+    assert [each.value for each in partitions if each.exists] == found.split()
 
 
 def test_the_source_may_be_a_partition_itself(folder: Path) -> None:
@@ -84,18 +96,6 @@ def test_unknown_column_is_named_with_those_that_are_there(folder: Path) -> None
 def test_range_that_ends_before_it_starts_is_refused(folder: Path, start: str, end: str) -> None:
     with pytest.raises(SourceError, match=rf"ends with date={end}, before it starts with {start}\. Swap start and end"):
         PartitionRange(start=start, end=end).find(str(folder))
-
-
-@pytest.mark.parametrize("names", ["1 2 3 10 11 12", "01 02 03 10 11 12", "-1 1 1.5 10 100"])
-def test_a_number_does_not_include_what_begins_with_its_digits(tmp_path: Path, names: str) -> None:
-    source = _make(tmp_path, *(f"month={name}" for name in names.split()))
-    (found,) = PartitionRange("month", "1", "1").find(source)
-    assert int(found.value) == 1
-
-
-def test_a_word_does_not_include_what_begins_with_its_letters(tmp_path: Path) -> None:
-    source = _make(tmp_path, "run=v1", "run=v10", "run=v2")
-    assert [each.value for each in PartitionRange("run", "v1", "v1").find(source)] == ["v1"]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,6 @@ def test_dates_and_times_are_read_in_any_common_spelling(
     names = [f"date={spelling.format(day)}" for day in (1, 2, 3, 10)]
     found = PartitionRange("date", *bounds).find(_make(tmp_path, *names))
     assert [each.name for each in found if each.exists] == names[:2]
-
-
-def test_a_month_has_all_of_its_days_on_both_sides_of_a_range(tmp_path: Path) -> None:
-    source = _make(tmp_path, "date=2026-10", "date=2026-11-01", "date=2026-11-30", "date=2026-12-01", "date=2026-12")
-    found = PartitionRange("date", "2026-11", "2026-11").find(source)
-    assert [each.value for each in found] == ["2026-11-01", "2026-11-30"]
-    found = PartitionRange("date", "2026-10-31", "2026-11-01").find(source)
-    assert [each.value for each in found] == ["2026-10", "2026-11-01"]
 
 
 @pytest.mark.parametrize(
@@ -226,34 +218,40 @@ def test_file_without_a_date_is_in_no_bounded_range() -> None:
     assert chosen(DateRange(), files) == files
 
 
-@pytest.mark.parametrize("partition", ["date", "year,month,day"])
-def test_year_month_and_day_are_the_date_of_a_file(partition: str) -> None:
-    files = [f"year=2026/month={month}/day={day}/x.parquet" for month, day in ((9, 30), (11, 1), (11, 9), (12, 1))]
-    assert chosen(DateRange(partition, since=date(2026, 11, 9)), files) == files[2:]
-    assert chosen(DateRange(partition, window="31d"), files) == files[1:]
+YEARS = [f"year=2026/month={month}/day={day}/x.parquet" for month, day in ((9, 30), (11, 1), (11, 9), (12, 1))]
+TIMES = ["date=2026-10/x.parquet", "date=2026-11-01 00%3A00%3A00/x.parquet", "date=20261102/x.parquet"]
+DAYS = ["day=2026-11-01/kind=a/x.parquet", "day=2026-11-09/kind=b/x.parquet"]
 
 
-def test_times_and_months_count_by_their_last_day() -> None:
-    files = ["date=2026-10/x.parquet", "date=2026-11-01 00%3A00%3A00/x.parquet", "date=20261102/x.parquet"]
-    assert chosen(DateRange(since=date(2026, 10, 31)), files) == files
-    assert chosen(DateRange(since=date(2026, 11, 1)), files) == files[1:]
+@pytest.mark.parametrize(
+    ("files", "dates", "first"),
+    [
+        (YEARS, DateRange("date", since=date(2026, 11, 9)), 2),
+        (YEARS, DateRange("year,month,day", since=date(2026, 11, 9)), 2),
+        (YEARS, DateRange("date", window="31d"), 1),
+        (TIMES, DateRange(since=date(2026, 10, 31)), 0),  # a month counts by its last day
+        (TIMES, DateRange(since=date(2026, 11, 1)), 1),
+        (DAYS, DateRange("day", window="2d"), 1),
+    ],
+)
+def test_the_date_of_a_file_is_read_from_any_common_partition(files: list[str], dates: DateRange, first: int) -> None:
+    assert chosen(dates, files) == files[first:]
 
 
-def test_another_partition_may_hold_the_date() -> None:
-    files = ["day=2026-11-01/kind=a/x.parquet", "day=2026-11-09/kind=b/x.parquet"]
-    assert chosen(DateRange("day", window="2d"), files) == files[1:]
-
-
-def test_source_without_the_partition_is_refused() -> None:
-    with pytest.raises(
-        SourceError, match=r"^No file of the source lies in a partition day=\.\.\., so a range of dates"
-    ):
-        DateRange("day", window="7d").first_date(FILES)
-
-
-def test_partition_that_holds_no_date_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"^date=soon/x\.parquet: the partition date=soon is no date"):
-        DateRange(window="7d").first_date(["date=soon/x.parquet"])
+@pytest.mark.parametrize(
+    ("dates", "files", "message"),
+    [
+        (
+            DateRange("day", window="7d"),
+            FILES,
+            r"^No file of the source lies in a partition day=\.\.\., so a range of dat",
+        ),
+        (DateRange(window="7d"), ["date=soon/x.parquet"], r"^date=soon/x\.parquet: the partition date=soon is no date"),
+    ],
+)
+def test_source_without_dates_is_refused(dates: DateRange, files: list[str], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        dates.first_date(files)
 
 
 @pytest.mark.parametrize("window", ["", "7", "0d", "d", "7 d", "-7d", "7m", "1.5d"])

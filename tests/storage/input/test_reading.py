@@ -99,51 +99,21 @@ def test_file_that_changed_since_the_plan_is_refused(put: Callable[..., Path], d
         list(read_shard(found.root, shard, ["tokens"]))
 
 
-def test_damaged_page_is_a_file_error(data: Path) -> None:
-    table = pa.table({"tokens": [bytes([i]) * 50 for i in range(100)]})
-    pq.write_table(table, data / "a.parquet", compression="zstd", use_dictionary=False)
-    content = bytearray((data / "a.parquet").read_bytes())
-    content[100:200] = bytes(100)
-    (data / "a.parquet").write_bytes(content)
-    with pytest.raises(FileError, match=r"^damaged: "):
-        tables(data, ["tokens"])
-
-
-def test_checksums_are_verified_where_a_file_has_them(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compression": "zstd"}, "^damaged: "),
+        ({"compression": "none", "write_page_checksum": True}, "^damaged: .*CRC"),
+    ],
+)
+def test_damaged_page_is_a_file_error(options: dict[str, object], message: str, data: Path) -> None:
     table = pa.table({"tokens": [random.Random(i).randbytes(50) for i in range(100)]})
-    pq.write_table(table, data / "a.parquet", compression="none", use_dictionary=False, write_page_checksum=True)
+    pq.write_table(table, data / "a.parquet", use_dictionary=False, **options)
     content = bytearray((data / "a.parquet").read_bytes())
-    content[1000] ^= 1
+    content[1000:1100] = bytes(100)
     (data / "a.parquet").write_bytes(content)
-    with pytest.raises(FileError, match=r"^damaged: .*CRC"):
+    with pytest.raises(FileError, match=message):
         tables(data, ["tokens"])
-
-
-@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
-@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.int16())], ids=str)
-def test_flipped_bits_end_in_a_message_or_in_as_many_rows(codec: str, kind: pa.DataType, data: Path) -> None:
-    """300 files with up to three bits flipped; an exception of another kind, or an abort, fails the test."""
-    draw = random.Random(f"{codec} {kind}")
-    path = data / "a.parquet"
-    cells = [bytes([i]) * (i % 7) if kind == pa.binary() else [i] * (i % 7) for i in range(60)]
-    pq.write_table(pa.table({"tokens": pa.array(cells, kind)}), path, compression=codec, row_group_size=25)
-    whole = path.read_bytes()
-    footer_start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    for attempt in range(50):
-        content = bytearray(whole)
-        for _ in range(draw.choice([1, 1, 3])):
-            content[draw.randrange(footer_start if attempt % 2 else 0, len(content))] ^= 1 << draw.randrange(8)
-        path.write_bytes(content)
-        found = find_source(str(data))
-        planned = plan_shards(found, Columns(), ShardLimits(rows=30))
-        for shard in planned.shards:
-            try:
-                read = list(read_shard(found.root, shard, ["tokens"]))
-            except FileError:
-                continue
-            assert sum(table.num_rows for table in read) == shard.num_rows
-            for table in read:
-                assert len(decode_tokens(table["tokens"], TokenRules()).usable) == table.num_rows
 
 
 def test_fields_of_structs_are_columns_and_null_where_a_struct_is(data: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -21,7 +21,7 @@ from storage.errors import FileError
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import Source
-from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.input.tokens import TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.frames import open_attention, open_predictions
 from storage.output.layout import AttentionSaving, Output, OutputSettings, read_stamp
@@ -31,14 +31,27 @@ from storage.registry.checkpoints import CheckpointId
 CLASSES = ("even", "odd", "third")
 TOKENS = [b"ab", b"", None, b"cde", b"\xff", b"f" * 9]
 
+Scored = Callable[..., tuple[Shard, ...]]
+
 
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     return Output(Location.parse(tmp_path / "out"), OutputSettings())
 
 
-def with_settings(output: Output, **changes: object) -> Output:
-    return Output(output.root, replace(output.settings, **changes))  # type: ignore[arg-type]
+@pytest.fixture
+def scored(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
+) -> Callable[..., tuple[Shard, ...]]:
+    """scored(tokens, settings, **columns): a.parquet with these, scored into an output with these settings."""
+
+    def run(
+        tokens: object = TOKENS, settings: OutputSettings = output.settings, chunk_rows: int = 65_536, **columns: object
+    ) -> tuple[Shard, ...]:
+        put("a.parquet", tokens, **columns)
+        return score(data, Output(output.root, settings), chunk_rows=chunk_rows)
+
+    return run
 
 
 def predictions(output: Output, name: str) -> pa.Table:
@@ -133,9 +146,9 @@ def test_every_row_comes_out_once_in_order_with_its_own_scores(
             assert sum(row["weights"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_columns_and_types(data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]) -> None:
-    put("a.parquet", TOKENS, id=[f"r{i}" for i in range(6)], n=pa.array(range(6), pa.int8()), tags=[["x"]] * 6)
-    score(data, with_settings(output, columns=Columns(keep=("n", "tags"))))
+def test_columns_and_types(output: Output, scored: Scored) -> None:
+    columns = {"id": [f"r{i}" for i in range(6)], "n": pa.array(range(6), pa.int8()), "tags": [["x"]] * 6}
+    scored(settings=OutputSettings(columns=Columns(keep=("n", "tags"))), **columns)
     assert pq.read_schema(output.predictions("a.parquet").path).remove_metadata() == pa.schema(
         {
             "id": pa.string(),
@@ -156,22 +169,16 @@ def test_columns_and_types(data: Path, output: Output, put: Callable[..., Path],
     )
 
 
-def test_order_of_classes_is_in_the_schemas_metadata(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", TOKENS)
-    score(data, output)
+def test_order_of_classes_is_in_the_schemas_metadata(output: Output, scored: Scored) -> None:
+    scored()
     metadata = pq.read_schema(output.predictions("a.parquet").path).metadata
     assert json.loads(metadata[b"classes"]) == list(CLASSES)
     row = predictions(output, "a.parquet").to_pylist()[0]
     assert row["prediction"] == CLASSES[row["probabilities"].index(row["score"])]
 
 
-def test_footers_tell_what_the_files_were_made_from(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
-) -> None:
-    put("a.parquet", TOKENS, row_group_size=2)
-    shards = score(data, with_settings(output, limits=ShardLimits(rows=4)))
+def test_footers_tell_what_the_files_were_made_from(output: Output, scored: Scored) -> None:
+    shards = scored(settings=OutputSettings(limits=ShardLimits(rows=4)), row_group_size=2)
     assert len(shards) == 2
     for shard in shards:
         stamp = read_stamp(output.predictions(shard.name))
@@ -206,11 +213,8 @@ def test_files_come_out_byte_for_byte_the_same(
 
 
 @pytest.mark.parametrize("rows", [[], [None, b"", None]])
-def test_shard_without_a_usable_row(
-    rows: list[bytes | None], data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", rows, id=pa.array(range(len(rows)), pa.int32()))
-    score(data, output)
+def test_shard_without_a_usable_row(rows: list[bytes | None], output: Output, scored: Scored) -> None:
+    scored(rows, id=pa.array(range(len(rows)), pa.int32()))
     table = predictions(output, "a.parquet")
     assert table["error"].to_pylist() == ["tokens are null", "no tokens", "tokens are null"][: len(rows)]
     assert table["prediction"].null_count == table["probabilities"].null_count == len(rows)
@@ -228,21 +232,15 @@ def test_shard_without_a_usable_row(
     ],
     ids=lambda ids: str(ids.type),
 )
-def test_id_of_any_scalar_type_is_carried_through(
-    ids: pa.Array, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", TOKENS[:3], id=ids)
-    score(data, output)
+def test_id_of_any_scalar_type_is_carried_through(ids: pa.Array, output: Output, scored: Scored) -> None:
+    scored(TOKENS[: len(ids)], id=ids)
     for table in (predictions(output, "a.parquet"), attention(output, "a.parquet")):
         assert table["id"].to_pylist() == ids.to_pylist()
         assert table["id"].type == ids.type
 
 
-def test_rows_without_ids_are_known_by_their_position_in_the_file(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., tuple[Shard, ...]]
-) -> None:
-    put("a.parquet", [b"x"] * 10, row_group_size=2)
-    shards = score(data, with_settings(output, limits=ShardLimits(rows=4)), chunk_rows=1)
+def test_rows_without_ids_are_known_by_their_position_in_the_file(output: Output, scored: Scored) -> None:
+    shards = scored([b"x"] * 10, OutputSettings(limits=ShardLimits(rows=4)), chunk_rows=1, row_group_size=2)
     assert [predictions(output, shard.name)["id"].to_pylist() for shard in shards] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
@@ -250,79 +248,75 @@ def test_rows_without_ids_are_known_by_their_position_in_the_file(
     ]
 
 
-def test_exception_in_the_block_leaves_no_file(
+@dataclass
+class Writing:
+    """Writes the rows of TOKENS into the only shard, as often as it is told to."""
+
+    output: Output
+    shard: Shard
+    checkpoint: CheckpointId
+    table = pa.table({"tokens": TOKENS})
+    rows = decode_tokens(table["tokens"], TokenRules())
+    probabilities = np.full((4, 3), 1 / 3, np.float32)
+    attention = np.zeros(15, np.float32)
+
+    def run(self, times: int, error: Exception | None = None) -> None:
+        with write_shard(self.output, self.shard, self.checkpoint, CLASSES) as writer:
+            for _ in range(times):
+                writer.write(self.table, self.rows, self.probabilities, self.attention)
+            if error:
+                raise error
+
+
+@pytest.fixture
+def writing(
     data: Path,
     output: Output,
     checkpoint: CheckpointId,
     put: Callable[..., Path],
     plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
-) -> None:
+) -> Writing:
     put("a.parquet", TOKENS)
     _, (shard,) = plan(data, output)
-    table = pa.table({"tokens": TOKENS})
-    rows = decode_tokens(table["tokens"], TokenRules())
-
-    def stop_after(num_writes: int) -> None:
-        with write_shard(output, shard, checkpoint, CLASSES) as writer:
-            for _ in range(num_writes):
-                writer.write(table, rows, *flat_scores(rows))
-            raise RuntimeError("stop")
-
-    for num_writes in (0, 1):
-        with pytest.raises(RuntimeError, match="stop"):
-            stop_after(num_writes)
-        assert files_below(Path(output.root.path)) == {}
+    return Writing(output, shard, checkpoint)
 
 
-def test_exception_in_the_block_keeps_the_old_files(
-    data: Path,
-    output: Output,
-    checkpoint: CheckpointId,
-    put: Callable[..., Path],
-    score: Callable[..., tuple[Shard, ...]],
-) -> None:
-    put("a.parquet", TOKENS)
-    (shard,) = score(data, output)
-    before = files_below(Path(output.root.path))
-    with pytest.raises(RuntimeError, match="stop"), write_shard(output, shard, checkpoint, CLASSES):
-        raise RuntimeError("stop")
-    assert files_below(Path(output.root.path)) == before
+@pytest.mark.parametrize("num_writes", [0, 1])
+@pytest.mark.parametrize("scored_before", [False, True])
+def test_exception_in_the_block_leaves_what_was_there(num_writes: int, scored_before: bool, writing: Writing) -> None:
+    if scored_before:
+        writing.run(1)
+    before = files_below(Path(writing.output.root.path))
+    with pytest.raises(RuntimeError, match="stop"):
+        writing.run(num_writes, RuntimeError("stop"))
+    assert files_below(Path(writing.output.root.path)) == before
+    assert bool(before) == scored_before
 
 
 @pytest.mark.parametrize("times", [0, 2])
-def test_fewer_or_more_rows_than_the_shard_has_leave_no_file(
-    times: int,
-    data: Path,
-    output: Output,
-    checkpoint: CheckpointId,
-    put: Callable[..., Path],
-    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
-) -> None:
-    put("a.parquet", TOKENS)
-    _, (shard,) = plan(data, output)
-    table = pa.table({"tokens": TOKENS})
-    rows = decode_tokens(table["tokens"], TokenRules())
-
-    def write() -> None:
-        with write_shard(output, shard, checkpoint, CLASSES) as writer:
-            for _ in range(times):
-                writer.write(table, rows, *flat_scores(rows))
-
+def test_fewer_or_more_rows_than_the_shard_has_leave_no_file(times: int, writing: Writing) -> None:
     with pytest.raises(FileError, match=rf"^{6 * times} of its 6 rows were scored"):
-        write()
-    assert files_below(Path(output.root.path)) == {}
+        writing.run(times)
+    assert files_below(Path(writing.output.root.path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes", "num_tokens"), [(3, 3, 15), (5, 3, 15), (4, 2, 15), (4, 3, 14), (4, 3, 16)]
+)
+def test_scores_that_do_not_fit_the_rows_are_never_written(
+    num_rows: int, num_classes: int, num_tokens: int, writing: Writing
+) -> None:
+    writing.probabilities = np.full((num_rows, num_classes), 0.5, np.float32)
+    writing.attention = np.zeros(num_tokens, np.float32)
+    with pytest.raises(AssertionError):
+        writing.run(1)
+    assert files_below(Path(writing.output.root.path)) == {}
 
 
 @pytest.mark.parametrize("fails", ["attention", "predictions"])
 def test_attention_is_in_place_before_the_predictions(
-    fails: str,
-    data: Path,
-    output: Output,
-    put: Callable[..., Path],
-    score: Callable[..., object],
-    monkeypatch: pytest.MonkeyPatch,
+    fails: str, output: Output, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put("a.parquet", TOKENS)
     rename = os.replace
 
     def stop_at(source: Path, target: Path) -> None:
@@ -332,37 +326,9 @@ def test_attention_is_in_place_before_the_predictions(
 
     monkeypatch.setattr(os, "replace", stop_at)
     with pytest.raises(OSError, match="No space left on device"):
-        score(data, output)
+        scored()
     left = ["attention/a.parquet"] if fails == "predictions" else []
     assert sorted(files_below(Path(output.root.path))) == ["_dataset.json", *left]
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "num_classes", "num_tokens"), [(3, 3, 15), (5, 3, 15), (4, 2, 15), (4, 3, 14), (4, 3, 16)]
-)
-def test_scores_that_do_not_fit_the_rows_are_never_written(
-    num_rows: int,
-    num_classes: int,
-    num_tokens: int,
-    data: Path,
-    output: Output,
-    checkpoint: CheckpointId,
-    put: Callable[..., Path],
-    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
-) -> None:
-    put("a.parquet", TOKENS)
-    _, (shard,) = plan(data, output)
-    table = pa.table({"tokens": TOKENS})
-    rows = decode_tokens(table["tokens"], TokenRules())
-    assert (len(rows.offsets) - 1, len(rows.values)) == (4, 15)
-    probabilities = np.full((num_rows, num_classes), 0.5, np.float32)
-    with pytest.raises(AssertionError), write_shard(output, shard, checkpoint, CLASSES) as writer:
-        writer.write(table, rows, probabilities, np.zeros(num_tokens, np.float32))
-    assert files_below(Path(output.root.path)) == {}
-
-
-def flat_scores(rows: TokenRows) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((len(rows.offsets) - 1, 3), 1 / 3, np.float32), np.zeros(len(rows.values), np.float32)
 
 
 @pytest.fixture
@@ -466,12 +432,10 @@ def test_weights_that_are_not_numbers_stay_in_their_rows() -> None:
     assert offsets.tolist() == [0, 1, 2]
 
 
-def test_ids_and_kept_columns_of_json_and_uuid_are_carried_through(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
+def test_ids_and_kept_columns_of_json_and_uuid_are_carried_through(output: Output, scored: Scored) -> None:
     texts = pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array(['{"a": 1}', "[]"]))
-    put("a.parquet", texts, id=pa.array([bytes(range(16)), None], pa.uuid()), note=texts)
-    score(data, with_settings(output, columns=Columns(keep=("note",))))
+    ids = pa.array([bytes(range(16)), None], pa.uuid())
+    scored(texts, OutputSettings(columns=Columns(keep=("note",))), id=ids, note=texts)
     table = predictions(output, "a.parquet")
     assert (table["num_tokens"].to_pylist(), table["note"].to_pylist()) == ([8, 2], ['{"a": 1}', "[]"])
     assert table["id"][1].as_py() is None
