@@ -7,12 +7,10 @@ can change them.
 """
 
 import copy
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +71,7 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     *,
     network: AttentionLSTM | None = None,
+    digest: str = "",
     resume_from: bytes | None = None,
     on_snapshot: Callable[[bytes], None] | None = None,
 ) -> TrainingResult:
@@ -84,6 +83,7 @@ def train(
     on_snapshot: called with bytes after each epoch, and every SNAPSHOT_SECONDS within one. resume_from: such bytes;
         the same rows, settings and network then end with the weights that they would have ended with. The number
         of threads and the time limit may differ.
+    digest: of rows, settings and network, by whoever keeps snapshots: one with another digest is not gone on from.
     Raises ValueError on rows that do not fit the config and on a snapshot of another training, FloatingPointError
     if the loss stops being finite.
     """
@@ -92,7 +92,6 @@ def train(
     device = resolve_device(settings.device)
     threads = settings.threads or num_cores()
     network = _start(config, network, settings.seed)
-    digest = _digest(network, settings, train, validation)
     network.to(device).train()
     steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
     optimizer = torch.optim.AdamW(
@@ -190,19 +189,6 @@ def _start(config: ModelConfig, network: AttentionLSTM | None, seed: int) -> Att
     network = copy.deepcopy(network).cpu()
     network.config = config
     return network
-
-
-def _digest(
-    network: AttentionLSTM, settings: TrainingSettings, train: LabelledSequences, validation: LabelledSequences
-) -> str:
-    """Of everything that the weights follow from."""
-    chosen = asdict(replace(settings, threads=None, max_seconds=None))
-    parts = [type(network).__qualname__, network.config.to_json(), json.dumps(chosen, sort_keys=True)]
-    digest = hashlib.blake2b("\n".join([*parts, train.digest(), validation.digest()]).encode(), digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _train_epoch(

@@ -5,7 +5,6 @@ the number of the epoch or step, so a training that goes on in the middle draws 
 numpy only.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,16 +36,6 @@ class LabelledSequences:
     def lengths(self) -> npt.NDArray[np.int64]:
         """int64 (N,), tokens of each row."""
         return np.diff(self.offsets)
-
-    def digest(self) -> str:
-        """The same for equal rows in the same order, whatever the width of their integers."""
-        digest = hashlib.blake2b(digest_size=16)
-        for array in (self.offsets, self.labels):
-            digest.update(array.astype("<i8").tobytes())
-        # In pieces, so that no wider copy of all tokens is ever made.
-        for start in range(0, len(self.values), 1 << 20):
-            digest.update(self.values[start : start + (1 << 20)].astype("<i8").tobytes())
-        return digest.hexdigest()
 
 
 def check_labelled(what: str, labelled: LabelledSequences, config: ModelConfig) -> None:

@@ -76,7 +76,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     if champion and request.vanished_classes == "refuse":
         _refuse_vanished_classes(champion, rows, request.labelled)
     start, started_from = _start(request, champion, config, settings.seed, rows)
-    digest = _digest(rows, config, settings, champion.digest if champion and start else "")
+    digest = training_digest(rows, config, settings, champion.digest if champion and start else "")
     if done := _published(registry, digest, settings):
         listener.on_note(f"{done.version} was trained on the same rows with the same settings: nothing to train")
         return done
@@ -142,7 +142,7 @@ def _start(
         return None, f"scratch: champion {champion.version} does not fit, {error}"
 
 
-def _digest(rows: LabelledRows, config: "ModelConfig", settings: "TrainingSettings", start: str) -> str:
+def training_digest(rows: LabelledRows, config: "ModelConfig", settings: "TrainingSettings", start: str) -> str:
     """Of everything that the published figures follow from, save for a time limit.
 
     start: the digest of the checkpoint that training goes on from, "" for none.
@@ -193,6 +193,7 @@ def _train(
             LabelledSequences(*rows.side(VALIDATION)),
             listener.on_epoch,
             network=start,
+            digest=snapshots.digest,
             resume_from=resume_from,
             on_snapshot=snapshots.keep,
         )

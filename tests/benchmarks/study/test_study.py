@@ -21,7 +21,7 @@ from figures import WAY_TO_BEST, SetFigures, summarise
 from poolings import POOLINGS, Pooling
 from report import draw_curves, markdown, verdict
 from run import study
-from trainings import Outcome, budget, read_set
+from trainings import Outcome, budget, digest_of, read_set
 
 RESULTS = Path(__file__).parents[1] / "results"
 TINY = {"seeds": 2, "epochs": 2, "rows": 90}
@@ -107,7 +107,7 @@ def test_sides_keep_their_shares_and_the_budget_is_all_epochs_on_whole_rows(labe
     whole, some = read_set(str(labelled), None), read_set(str(labelled), 60)
     for all_rows, fewer in zip(whole.sides, some.sides, strict=True):
         assert len(fewer) == round(len(all_rows) * 60 / 131)
-    assert some.sides[0].digest() == read_set(str(labelled), 60).sides[0].digest()
+    assert digest_of(some.sides[0]) == digest_of(read_set(str(labelled), 60).sides[0])
     settings = budget(whole, 5, 9)
     assert (settings.seed, settings.epochs, settings.patience, settings.crop_tokens) == (5, 9, 9, None)
     assert budget(whole, 5, None).epochs == usual_epochs(math.ceil(len(whole.sides[0]) / 64))

@@ -118,10 +118,18 @@ def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) 
     )
 
 
+def digest_of(rows: LabelledSequences) -> str:
+    """The same for equal rows in the same order, whatever the width of their integers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (rows.offsets, rows.labels, rows.values):
+        digest.update(array.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
 def trained(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings, file: Path) -> Outcome:
     """The outcome that `file` holds, if it is of the same rows and settings; otherwise that of a training, now."""
     parts = [torch.__version__, pooling, _config(pooling, rows).to_json(), asdict(replace(settings, threads=None))]
-    parts += [side.digest() for side in rows.sides]
+    parts += [digest_of(side) for side in rows.sides]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     try:
         record = json.loads(file.read_bytes())

@@ -5,15 +5,19 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.operations.train import Listener, TrainingRequest, train_checkpoint
+from attnlstm.config import ModelConfig
+from attnlstm.training.settings import TrainingSettings
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint, training_digest
 from storage.errors import SourceError
 from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
@@ -148,6 +152,21 @@ def test_damaged_snapshot_and_a_pickle_in_its_place_stand_in_nobodys_way(
         assert read_snapshot(registry, digest) is None
         shutil.rmtree(stored.location.path)
     assert not mark.exists()
+
+
+def test_digest_is_of_rows_network_settings_and_start_and_not_of_threads_or_a_time_limit(dataset: Path) -> None:
+    rows = LabelledSource(str(dataset)).read()
+    config, settings = ModelConfig(classes=rows.classes), TrainingSettings()
+    known = training_digest(rows, config, settings, "")
+    assert training_digest(rows, config, replace(settings, threads=1, max_seconds=1.0), "") == known
+    others = {
+        training_digest(replace(rows, labels=np.roll(rows.labels, 1)), config, settings, ""),
+        training_digest(replace(rows, contents=np.roll(rows.contents, 1)), config, settings, ""),
+        training_digest(rows, replace(config, dropout=0.5), settings, ""),
+        training_digest(rows, config, replace(settings, seed=1), ""),
+        training_digest(rows, config, settings, "of a champion"),
+    }
+    assert len(others - {known}) == 5
 
 
 def test_what_is_trained_already_is_not_trained_again(train: Train, registry: Registry, dataset: Path) -> None:
