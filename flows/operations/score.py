@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from attnlstm.evaluation.metrics import confusion_of
 from storage.errors import FileError, StorageError
 from storage.input.columns import column_or_partition
-from storage.input.reading import read_shard
+from storage.input.reading import decode_rows, read_shard
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.input.tokens import TokenRows, TokenRules
 from storage.locations import Location
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_ERRORS, FailureRecord, ShardRecord
@@ -214,7 +214,7 @@ def score_shard(
 
     def pieces() -> Iterator[tuple[pa.Table, TokenRows]]:
         for table in read_shard(job.source_root, shard, settings.columns, chunk_bytes=settings.chunk_bytes):
-            yield table, decode_tokens(table[settings.columns.tokens], rules)
+            yield decode_rows(table, settings.columns, rules)
 
     with write_shard(job.output, shard, job.checkpoint, loaded.config.classes) as writer:
 

@@ -57,16 +57,16 @@ class Columns:
     def to_read(self, schema: pa.Schema, relative: str) -> list[str]:
         """The columns to read from a file with this schema.
 
-        A kept column that is a Hive partition needs no reading: the output's path carries it.
-        Raises FileError if a column that was named is missing or of a type that can't be used.
+        A kept column that is a Hive partition is carried by the output's path; where the file has such a column too, it
+        is read to be compared. Raises FileError if a column that was named is missing or of a type that can't be used.
         """
         check_token_type(self.tokens, require_column(schema, self.tokens, "tokens_column").type)
         partitions = partition_values(relative)
-        kept = [name for name in self.keep if name not in partitions]
+        kept = [name for name in self.keep if name not in partitions or find_column(schema, name)]
         for name in kept:
             require_column(schema, name, "keep")
         names = [self.tokens, *kept]
-        if self.id not in partitions and (self.id != "id" or find_column(schema, self.id)):
+        if find_column(schema, self.id) or (self.id not in partitions and self.id != "id"):
             kind = require_column(schema, self.id, "id_column").type
             if pt.is_nested(kind):
                 raise FileError(f"column {self.id!r} has type {kind}; an id must be a scalar, such as an integer")
@@ -92,8 +92,15 @@ class Columns:
 
     def refuse_partitions(self, files: Iterable[str]) -> None:
         """Raises OutputError if a partition in these relative names is called like a column of the output."""
+        kept = {name.casefold(): name for name in self.keep}
         for file in files:
             for name in partition_values(file):
+                other = kept.get(name.casefold(), name)
+                if other != name:
+                    raise OutputError(
+                        f"{file}: a partition called {name} clashes with the kept column {other}: DuckDB and Spark do "
+                        "not tell them apart. Rename one of them, or leave it out of keep."
+                    )
                 if name.casefold() in _OURS:
                     raise OutputError(
                         f"{file}: a partition called {name} clashes with the output's column {name.casefold()}, so the "

@@ -39,6 +39,19 @@ class TokenRows:
     truncated: npt.NDArray[np.bool_]
     errors: pa.StringArray
 
+    def without(self, excluded: npt.NDArray[np.bool_], reason: str) -> "TokenRows":
+        """The same rows, of which those of `excluded`, bool (N,), can't be scored for another reason than tokens."""
+        kept = ~excluded[self.usable]
+        lengths = np.diff(self.offsets)
+        return TokenRows(
+            values=self.values[np.repeat(kept, lengths)],
+            offsets=np.concatenate(([0], np.cumsum(lengths[kept]))).astype(np.int64),
+            usable=self.usable & ~excluded,
+            num_tokens=self.num_tokens,
+            truncated=self.truncated & ~excluded,
+            errors=pc.if_else(pa.array(excluded), reason, self.errors),
+        )
+
 
 @dataclass(frozen=True)
 class TokenRules:

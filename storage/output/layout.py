@@ -236,7 +236,7 @@ class Output:
         """As the first whole file of predictions has them; outputs that were made before record none."""
         names = ("id", *self.settings.columns.keep)
         for info in (self.root / PREDICTIONS).walk():
-            if info.path.endswith(".parquet"):
+            if info.is_file and info.path.endswith(".parquet"):
                 with suppress(FileError, FileNotFoundError):
                     schema = read_footer(Location(self.root.filesystem, info.path)).schema
                     return common_types([{name: schema.field(name).type for name in names if name in schema.names}])

@@ -7,6 +7,7 @@ order. Knows nothing about how scores are made.
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import FileError
 from storage.input.columns import Columns
+from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows
 from storage.locks import Hold
@@ -73,7 +75,9 @@ class ShardWriter:
     def __init__(
         self, output: Output, classes: tuple[str, ...], stamp: Stamp, predictions: Path, attention: Path | None
     ) -> None:
-        self._columns = output.settings.columns
+        columns = output.settings.columns
+        in_path = partition_values(stamp.file)
+        self._columns = replace(columns, keep=tuple(name for name in columns.keep if name not in in_path))
         self._types = output.types
         self._saving = output.settings.attention
         self._classes = classes

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from storage.errors import FileError, first_line
 from storage.input.columns import PREDICTION_COLUMNS
 from storage.input.hive import partition_values
+from storage.input.reading import decode_rows
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.input.tokens import TokenRows, TokenRules
 from storage.locations import Location
 from storage.output.carried import as_read_back
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in
@@ -144,8 +145,7 @@ class _ShardCheck:
         checkpoint = CheckpointId(recorded.get("checkpoint", ""), recorded.get("checkpoint_digest", ""))
         expected = Stamp.of(self._shard, checkpoint, self._settings)
         right = self._check_stamp(predictions, recorded, expected)
-        names = [name for name in self._settings.columns.keep if name not in partition_values(self._shard.file)]
-        right &= self._check_columns(predictions, ["id", *names, *PREDICTION_COLUMNS[1:]])
+        right &= self._check_columns(predictions, ["id", *self._kept(), *PREDICTION_COLUMNS[1:]])
         attention = open_attention_file(self._output, self._shard)
         if attention:
             right &= self._check_stamp(attention, self._recorded(attention), expected)
@@ -155,6 +155,10 @@ class _ShardCheck:
             return None
         classes = self._classes(predictions)
         return _Made(predictions, attention, recorded, classes) if classes else None
+
+    def _kept(self) -> list[str]:
+        """The kept columns that are in the files; the others are partitions."""
+        return [name for name in self._settings.columns.keep if name not in partition_values(self._shard.file)]
 
     def _recorded(self, file: OutputFile) -> dict[str, Any]:
         """The stamp in a footer, as it stands there; empty if there is none."""
@@ -208,8 +212,8 @@ class _ShardCheck:
         for piece in read_side_by_side(
             self._source_root, self._shard, self._settings, made.predictions, made.attention
         ):
-            rows = decode_tokens(piece.source[self._settings.columns.tokens], rules)
-            self._check_piece(piece, rows, made)
+            source, rows = decode_rows(piece.source, self._settings.columns, rules)
+            self._check_piece(replace(piece, source=source), rows, made)
             self.findings.settle()
             counts["num_errors"] += int(np.count_nonzero(~rows.usable))
             counts["num_tokens"] += len(rows.values)
@@ -222,11 +226,10 @@ class _ShardCheck:
 
     def _check_piece(self, piece: Piece, rows: TokenRows, made: _Made) -> None:
         ids = self._ids(piece)
-        kept = [name for name in self._settings.columns.keep if name in piece.source.column_names]
         _check_predictions(
             CheckedRows.starting(piece.first, piece.predictions, made.predictions.path, self.findings),
             _first_rows(rows, piece.predictions.num_rows),
-            {"id": ids, **{name: piece.source[name] for name in kept}},
+            {"id": ids, **{name: piece.source[name] for name in self._kept()}},
             made.stamp["checkpoint"],
             made.classes,
         )

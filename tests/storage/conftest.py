@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.input.columns import Columns
-from storage.input.reading import read_shard
+from storage.input.reading import decode_rows, read_shard
 from storage.input.shards import Shard
 from storage.input.sources import Source
-from storage.input.tokens import TokenRows, TokenRules, decode_tokens
+from storage.input.tokens import TokenRows, TokenRules
 from storage.output.layout import Output
 from storage.output.plan import plan_output
 from storage.output.predictions import write_shard
@@ -93,7 +93,7 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         for shard in planned.shards:
             with write_shard(output, shard, by, classes) as writer:
                 for table in read_shard(planned.source.root, shard, columns, chunk_rows=chunk_rows):
-                    rows = decode_tokens(table[columns.tokens], rules)
+                    table, rows = decode_rows(table, columns, rules)
                     writer.write(table, rows, *fake_scores(rows, len(classes)))
         return planned.shards
 

@@ -57,6 +57,12 @@ def test_partitions_may_not_be_called_like_columns_of_the_output(name: str) -> N
         Columns().refuse_partitions(["date=1/b.parquet", f"date=1/{name}=7/a.parquet"])
 
 
+def test_partition_and_kept_column_may_not_differ_in_letters_only() -> None:
+    Columns(keep=("date",)).refuse_partitions(["date=1/a.parquet"])
+    with pytest.raises(OutputError, match="a partition called Date clashes with the kept column date"):
+        Columns(keep=("date",)).refuse_partitions(["a.parquet", "Date=1/a.parquet"])
+
+
 def test_kept_partition_needs_no_column() -> None:
     columns = Columns(keep=("date",))
     assert columns.to_read(SCHEMA, "date=2026-11-01/a.parquet") == ["tokens", "id"]

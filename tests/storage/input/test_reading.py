@@ -141,3 +141,14 @@ def test_id_may_be_a_partition(put: Callable[..., Path], data: Path) -> None:
     read = [list(read_shard(found.root, shard, columns)) for shard in plan_shards(found, columns, ShardLimits()).shards]
     assert [table["site"].to_pylist() for (table,) in read] == [[], ["a b", "a b"]]
     assert {str(table["site"].type) for (table,) in read} == {"string"}
+
+
+def test_id_that_is_a_partition_and_a_column_is_refused_where_they_differ(put: Callable[..., Path], data: Path) -> None:
+    for day in (1, 2):
+        put(f"day={day}/a.parquet", day=[1, 1])
+    found = find_source(str(data))
+    first, second = plan_shards(found, Columns(id="day"), ShardLimits()).shards
+    (table,) = read_shard(found.root, first, Columns(id="day"))
+    assert table["day"].to_pylist() == ["1", "1"]
+    with pytest.raises(FileError, match="column 'day' has another value in row 0 than the partition day=2"):
+        list(read_shard(found.root, second, Columns(id="day")))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import storage
 from storage.errors import FileError, OutputError
 from storage.input.columns import Columns
 from storage.locations import Location
@@ -180,6 +181,89 @@ def test_sparks_timestamps_are_read_in_microseconds(data: Path, output: Output, 
     assert duckdb.sql(f"SELECT id, x.t FROM '{place}'").fetchall() == [(time, time) for time in times]
     assert pd.read_parquet(place)["id"].dtype == "datetime64[us]"
     assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+
+
+def text(*values: bytes | None) -> pa.Array:
+    """A column of text that holds any bytes."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize("of", ["id", "x"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_row_whose_id_or_kept_text_is_not_utf8_has_an_error_and_the_output_is_read(
+    of: str, nested: bool, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    bad = text(b"ok", b"\xff\xfe", None, b"caf\xc3\xa9", b"\xc3")
+    columns = {"id": pa.array(range(5)), "x": pa.array(range(5))}
+    columns[of] = bad
+    if nested and of == "x":
+        columns["x"] = pa.StructArray.from_arrays([bad], ["t"])
+    put("a.parquet", [b"a", b"b", b"c", b"d", None], **columns)
+    score(data, output)
+    place = output.predictions("a.parquet").path
+    frame = pl.read_parquet(place)
+    assert frame["error"].to_list() == [None, f"{of} is not UTF-8", None, None, f"{of} is not UTF-8"]
+    assert frame["prediction"].is_null().to_list() == [False, True, False, False, True]
+    found = [row[0] if isinstance(row[0], str | None) else row[0]["t"] for row in frame.select(of).rows()]
+    assert found == ["ok", None, None, "café", None]
+    assert duckdb.sql(f"SELECT count({of}), count(prediction) FROM '{place}'").fetchall() in ([(2, 3)], [(3, 3)])
+    assert storage.open_attention(output.root.path).collect()["weights"].is_null().to_list() == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("partition", "column"),
+    [
+        ("x=2026-11-01", pa.array([date(2026, 11, 1)] * 2)),
+        ("x=2026-11-01", pa.array([datetime(2026, 11, 1)] * 2, pa.timestamp("us"))),
+        ("x=07", pa.array([7, 7], pa.int8())),
+        ("x=a%20b", pa.array(["a b", "a b"]).dictionary_encode()),
+        ("x=__HIVE_DEFAULT_PARTITION__", pa.array([None, None], pa.float32())),
+    ],
+    ids=str,
+)
+def test_kept_column_that_is_what_its_partition_says_is_in_the_path_alone(
+    partition: str,
+    column: pa.Array,
+    data: Path,
+    output: Output,
+    put: Callable[..., Path],
+    score: Callable[..., object],
+) -> None:
+    put(f"{partition}/a.parquet", x=column, id=["a", "b"])
+    score(data, output)
+    assert "x" not in pq.ParquetFile(output.predictions(f"{partition}/a.parquet").path).schema_arrow.names
+    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("partition", "column", "row"),
+    [
+        ("x=2026-11-01", pa.array([datetime(2026, 11, 1), datetime(2026, 11, 1, 7)], pa.timestamp("us")), 1),
+        ("x=7", pa.array([7, None], pa.int8()), 1),
+        ("x=a", pa.array([7, 7], pa.int8()), 0),
+        ("x=__HIVE_DEFAULT_PARTITION__", pa.array([None, "a"]), 1),
+    ],
+    ids=str,
+)
+def test_kept_column_with_other_values_than_its_partition_is_refused_and_not_lost(
+    partition: str,
+    column: pa.Array,
+    row: int,
+    data: Path,
+    output: Output,
+    put: Callable[..., Path],
+    score: Callable[..., object],
+) -> None:
+    put(f"{partition}/a.parquet", x=column)
+    with pytest.raises(FileError, match=f"^column 'x' has another value in row {row} than the partition x="):
+        score(data, output)
 
 
 def test_file_that_does_not_fit_fails_with_both_types(
