@@ -153,7 +153,7 @@ def sample(
             fragment_bytes=fragment_bytes,
             days=days,
             start=start,
-            on_progress=lambda done, total: bar(completed=done),
+            on_progress=lambda done: bar(completed=done),
         )
     to = printer()
     to.say(f"{rows:,} fragments of {fragment_bytes} bytes in {days} files under {out}")

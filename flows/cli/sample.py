@@ -11,9 +11,11 @@ import stat
 import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, timedelta
 from functools import partial
 from hashlib import blake2b, file_digest
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,28 +78,25 @@ class _File(NamedTuple):
     group: str = ""
 
 
-class _Fragment(NamedTuple):
-    label: str
-    file: _File
-    offset: int
+_Fragment = tuple[str, _File, int]  # label, file and offset
 
 
 def write_sample(
     root: Path,
     *,
-    rows: int = 20_000,
-    fragment_bytes: int = 512,
-    days: int = 7,
-    start: date = date(2026, 1, 1),
+    rows: int,
+    fragment_bytes: int,
+    days: int,
+    start: date,
     sources: tuple[Path, ...] | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Write `root/date=YYYY-MM-DD/part-0.parquet` for each day, and return the number of rows of each label.
 
     rows: fragments in all, as many of one file type as of another, spread evenly over the days.
     fragment_bytes: length of every fragment; smaller files are not used. start: the first of the days.
     sources: folders; None for the packages and the standard library of the running Python environment.
-    on_progress: called with (rows written, rows in all).
+    on_progress: called with the number of rows written.
 
     Columns: `id` (string: the file and the fragment's offset in it), `tokens` (binary), `label` (string), `group`
     (string: a hash of the file's content; a split must keep fragments of one file, or of its copies, together).
@@ -115,11 +114,26 @@ def write_sample(
             f"{root} holds Parquet files that this sample would not replace, {len(others)} of them; the first is "
             f"{others[0]}. Readers would mix the two: write to another folder, or delete this one."
         )
-    if sources is None:
-        sources = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
-        sources += (Path(pa.__file__).parents[1],)  # packages that this environment borrows from another one
+    fragments = _draw(_choose(sources or _environment(), rows, fragment_bytes, root.resolve()), rows, fragment_bytes)
+    group_rows = max(1, min(65_536, 64 * 2**20 // fragment_bytes))  # what a reader holds at once
+    for target, chosen in zip(targets, np.array_split(np.arange(rows), days), strict=True):
+        table = _read(fragments[chosen[0] : chosen[-1] + 1], fragment_bytes)
+        with Location.parse(target).replacing() as file:
+            pq.write_table(table, file, group_rows, compression="zstd", use_dictionary=["label", "group"])
+        on_progress(int(chosen[-1]) + 1)
+    return dict(sorted(Counter(label for label, _, _ in fragments).items()))
+
+
+def _environment() -> tuple[Path, ...]:
+    """The folders of this environment's packages and standard library."""
+    own = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+    return (*map(Path, own), Path(pa.__file__).parents[1])  # the last for packages borrowed from another environment
+
+
+def _choose(sources: tuple[Path, ...], rows: int, fragment_bytes: int, output: Path) -> dict[str, list[_File]]:
+    """Distinct files of each label that has enough of them. Raises ValueError if few labels have."""
     folders = list(dict.fromkeys(folder.resolve() for folder in sources))
-    candidates = _candidates(folders, fragment_bytes, root.resolve())
+    candidates = _candidates(folders, fragment_bytes, output)
     most = max(MIN_FILES_PER_TYPE, -(-rows // MIN_TYPES))
     found = {label: _distinct(label, candidates[label], most) for label in _ENDINGS}
     used = {label: files for label, files in found.items() if len(files) >= MIN_FILES_PER_TYPE}
@@ -130,14 +144,7 @@ def write_sample(
             f"more each; found {len(used)} ({', '.join(used) or 'none'}) in {', '.join(map(str, folders))}. Too few: "
             f"{too_few}. Ask for shorter fragments, or sample an environment with more packages."
         )
-    fragments = _draw(used, rows, fragment_bytes)
-    group_rows = max(1, min(65_536, 64 * 2**20 // fragment_bytes))  # what a reader holds at once
-    for target, chosen in zip(targets, np.array_split(np.arange(rows), days), strict=True):
-        table = _read(fragments[chosen[0] : chosen[-1] + 1], fragment_bytes)
-        with Location.parse(target).replacing() as file:
-            pq.write_table(table, file, group_rows, compression="zstd", use_dictionary=["label", "group"])
-        on_progress(int(chosen[-1]) + 1, rows)
-    return dict(sorted(Counter(fragment.label for fragment in fragments).items()))
+    return used
 
 
 def _candidates(folders: list[Path], fragment_bytes: int, output: Path) -> dict[str, list[_File]]:
@@ -158,14 +165,12 @@ def _candidates(folders: list[Path], fragment_bytes: int, output: Path) -> dict[
                 if label is None or any(part in name.lower() for part in _NEAR_COPIES):
                     continue
                 path = os.path.join(folder, name)
-                try:
+                with suppress(OSError):  # gone since it was listed
                     status = os.lstat(path)
-                except OSError:  # gone since it was listed
-                    continue
-                if stat.S_ISREG(status.st_mode) and status.st_size >= fragment_bytes:
-                    place = root.name + path.removeprefix(str(root)).replace(os.sep, "/")
-                    key = int.from_bytes(blake2b(os.fsencode(f"0:{place}"), digest_size=8).digest(), "little")
-                    by_folder[label, folder].append(_File(key, place, path, status.st_size))
+                    if stat.S_ISREG(status.st_mode) and status.st_size >= fragment_bytes:
+                        place = root.name + path.removeprefix(str(root)).replace(os.sep, "/")
+                        key = int.from_bytes(blake2b(os.fsencode(f"0:{place}"), digest_size=8).digest(), "little")
+                        by_folder[label, folder].append(_File(key, place, path, status.st_size))
     by_turn: dict[str, list[tuple[int, _File]]] = defaultdict(list)
     for (label, _), files in by_folder.items():
         by_turn[label] += enumerate(sorted(files))
@@ -175,19 +180,16 @@ def _candidates(folders: list[Path], fragment_bytes: int, output: Path) -> dict[
 def _distinct(label: str, candidates: list[_File], most: int) -> list[_File]:
     """The first files, `most` at most, that can be read, are of their type and repeat none before them."""
     files: dict[str, _File] = {}
+    place, magic = _MAGIC.get(label, (0, ()))
     for file in candidates:
         if len(files) == most:
             break
-        try:
-            with open(file.path, "rb") as stream:
-                head = stream.read(512)
-                place, magic = _MAGIC.get(label, (0, ()))
-                if head.startswith(magic, place) if magic else b"\0" not in head:
-                    stream.seek(0)
-                    group = file_digest(stream, partial(blake2b, digest_size=16)).hexdigest()
-                    files.setdefault(group, file._replace(group=group))
-        except OSError:  # not readable, or gone: the sample does without it
-            continue
+        with suppress(OSError), open(file.path, "rb") as stream:  # not readable, or gone: the sample does without it
+            head = stream.read(512)
+            if head.startswith(magic, place) if magic else b"\0" not in head:
+                stream.seek(0)
+                group = file_digest(stream, partial(blake2b, digest_size=16)).hexdigest()
+                files.setdefault(group, file._replace(group=group))
     return list(files.values())
 
 
@@ -196,20 +198,17 @@ def _draw(used: dict[str, list[_File]], rows: int, fragment_bytes: int) -> list[
     drawn: list[tuple[int, _Fragment]] = []
     for number, (label, files) in enumerate(used.items()):
         share = (number + 1) * rows // len(used) - number * rows // len(used)
-        available = sum(file.num_bytes - fragment_bytes + 1 for file in files)
+        places = [(file, file.num_bytes - fragment_bytes + 1) for file in files]
+        available = sum(num_places for _, num_places in places)
         if available < share:
             raise ValueError(
                 f"{share} different fragments of {fragment_bytes} bytes are needed of {label} files; its {len(files)} "
                 f"files have {available}. Ask for fewer rows."
             )
-        turn, end = 0, len(drawn) + share
-        while len(drawn) < end:
-            for file in files:
-                num_places = file.num_bytes - fragment_bytes + 1
-                if turn < num_places and len(drawn) < end:
-                    offset = _offset(file.key, num_places, turn)
-                    drawn.append((_scramble(file.key ^ _scramble(turn)), _Fragment(label, file, offset)))
-            turn += 1
+        in_turn = ((turn, *place) for turn in count() for place in places if turn < place[1])
+        for turn, file, num_places in islice(in_turn, share):
+            fragment = label, file, _offset(file.key, num_places, turn)
+            drawn.append((_scramble(file.key ^ _scramble(turn)), fragment))
     return [fragment for _, fragment in sorted(drawn, key=lambda each: each[0])]
 
 
@@ -234,13 +233,12 @@ def _scramble(value: int) -> int:
 
 def _read(fragments: list[_Fragment], fragment_bytes: int) -> pa.Table:
     """The columns of a sample. Raises ValueError if a file has changed since it was chosen."""
-    tokens = []
-    for fragment in fragments:
-        with open(fragment.file.path, "rb", buffering=0) as stream:
-            stream.seek(fragment.offset)
-            tokens.append(stream.read(fragment_bytes))
-        if len(tokens[-1]) != fragment_bytes:
-            raise ValueError(f"{fragment.file.path} changed while it was sampled. Sample again.")
-    ids = [f"{fragment.file.name}@{fragment.offset}" for fragment in fragments]
-    labels, groups = zip(*((fragment.label, fragment.file.group) for fragment in fragments), strict=True)
-    return pa.table([ids, tokens, labels, groups], schema=_SCHEMA)
+    rows = []
+    for label, file, offset in fragments:
+        with open(file.path, "rb", buffering=0) as stream:
+            stream.seek(offset)
+            tokens = stream.read(fragment_bytes)
+        if len(tokens) != fragment_bytes:
+            raise ValueError(f"{file.path} changed while it was sampled. Sample again.")
+        rows.append((f"{file.name}@{offset}", tokens, label, file.group))
+    return pa.table(list(zip(*rows, strict=True)), schema=_SCHEMA)

@@ -6,6 +6,7 @@ Owns how both are made; each is made once and found again. Knows nothing about w
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def dataset(workload: Workload, folder: Path) -> Path:
         unfinished = place.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         if workload.lengths == "sample":
-            write_sample(unfinished, rows=workload.rows)
+            write_sample(unfinished, rows=workload.rows, fragment_bytes=512, days=7, start=date(2026, 1, 1))
         else:
             _write_random(unfinished, LENGTHS[workload.lengths](workload.rows))
         unfinished.rename(place)

@@ -50,7 +50,8 @@ def write_source(path: Path, number: int, num_bytes: int) -> None:
 
 
 def write(out: Path, tree: Path, **options: Any) -> dict[str, int]:
-    return sample.write_sample(out, **{"rows": 500, "fragment_bytes": 37, "sources": (tree,), **options})
+    defaults = {"rows": 500, "fragment_bytes": 37, "days": 7, "start": date(2026, 1, 1), "sources": (tree,)}
+    return sample.write_sample(out, **{**defaults, **options})
 
 
 def rows_of(root: Path) -> pl.DataFrame:
@@ -142,7 +143,7 @@ def test_files_that_are_not_what_they_seem_are_passed_over(
 
 
 def test_a_file_that_changes_meanwhile_stops_the_sample_without_half_a_file(tree: Path, tmp_path: Path) -> None:
-    def truncate_all(done: int, total: int) -> None:
+    def truncate_all(done: int) -> None:
         for path in tree.rglob("*.py"):
             path.write_bytes(b"")
 
@@ -179,5 +180,5 @@ def test_what_cannot_be_sampled_or_written_is_said(tree: Path, tmp_path: Path) -
 
 
 def test_the_running_environment_has_enough_types(tmp_path: Path) -> None:
-    counts = sample.write_sample(tmp_path, rows=90)
+    counts = sample.write_sample(tmp_path, rows=90, fragment_bytes=512, days=7, start=date(2026, 11, 1))
     assert {"c-header", "native-library", "python", "python-stub", "text"} <= counts.keys()
