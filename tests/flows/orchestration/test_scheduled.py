@@ -1,6 +1,7 @@
 """The scheduled start of a run in paths and dates: a late run is for the day that it was due."""
 
 import inspect
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ DUE = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)
         ("data/week={scheduled-2w:%Y-%m-%d}", "data/week=2026-10-11"),
         ("data/{scheduled:%Y/%m}/{scheduled+90m:%d-%H%M}.parquet", "data/2026/10/25-0130.parquet"),
         ("data/date={scheduled-1h:%Y-%m-%d}/hour={scheduled-1h:%H}", "data/date=2026-10-24/hour=23"),
+        ("year={scheduled-9w:%Y}/month={scheduled-9w:%m}/day={scheduled-9w:%d}", "year=2026/month=08/day=23"),
+        ("year={scheduled-7w:%Y}/month={scheduled-7w:%-m}/day={scheduled-7w:%-d}", "year=2026/month=9/day=6"),
         ("data/hour={scheduled@Europe/Berlin:%H}", "data/hour=02"),
         ("data/hour={scheduled+24h@Europe/Berlin:%H}", "data/hour=01"),  # the day had 25 hours
         ("data/hour={scheduled+1d@Europe/Berlin:%H}", "data/hour=02"),
@@ -72,6 +75,7 @@ def test_unknown_time_zone_is_refused() -> None:
         ("data", "data"),
         ("data/date={scheduled:%Y-%m-%d}", "data"),
         ("date={scheduled:%Y-%m-%d}/hour={scheduled:%H}", "."),
+        ("data/region=eu/year={scheduled:%Y}/month={scheduled:%m}/day={scheduled:%d}", "data/region=eu"),
         ("s3://bucket/data/{scheduled:%Y/%m/%d}/*.parquet?region=eu", "s3://bucket/data?region=eu"),
     ],
 )
@@ -96,6 +100,15 @@ def due(prefect_server: str) -> Callable[..., tuple[FlowRun, State[Any]]]:
     return run
 
 
+@pytest.fixture
+def by_month(dataset: Path, tmp_path: Path) -> Path:
+    """The dataset, its dates as Spark may have them: `year=2026/month=11/day=1`."""
+    for folder in dataset.iterdir():
+        year, month, day = (int(part) for part in folder.name.removeprefix("date=").split("-"))
+        shutil.copytree(folder, tmp_path / f"by-month/year={year}/month={month}/day={day}")
+    return tmp_path / "by-month"
+
+
 def test_a_late_classify_takes_the_day_it_was_due_and_repeated_has_nothing_to_do(
     due: Callable[..., tuple[FlowRun, State[Any]]], dataset: Path, untrained: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -118,6 +131,25 @@ def test_a_late_classify_takes_the_day_it_was_due_and_repeated_has_nothing_to_do
     assert (again.name, again.message) == ("Completed", "Nothing to do: all 1 shards are up to date.")
     assert missing.is_failed()
     assert f"The source {dataset}/date=2026-11-03 does not exist." in (missing.message or "")
+
+
+def test_late_runs_take_their_days_of_years_months_and_days(
+    due: Callable[..., tuple[FlowRun, State[Any]]], by_month: Path, untrained: dict[str, Path], tmp_path: Path
+) -> None:
+    places = {"output": str(tmp_path / "output"), "checkpoint": str(untrained["additive"])}
+    day_before = "year={scheduled-1d:%Y}/month={scheduled-1d:%-m}/day={scheduled-1d:%-d}"
+
+    _, classified = due(classify, 3, source=f"{by_month}/{day_before}", **places)
+    _, filled = due(
+        backfill, 3, source=str(by_month), start="{scheduled-2d:%Y-%m-%d}", end="{scheduled-1d:%Y-%m-%d}", **places
+    )
+
+    assert classified.is_completed(), classified.message
+    runs: Any = filled.result()
+    assert [(run["partition"], run["state"], run["rows"]) for run in runs] == [
+        ("year=2026/month=11/day=1", "Completed", 105),
+        ("year=2026/month=11/day=2", "Completed", 0),
+    ]
 
 
 def test_a_late_backfill_takes_the_days_before_it_was_due(
