@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal, Self, get_args
 
 Attention = Literal["additive", "multihead"]
+LabelType = Literal["string", "int64", "bool"]
 
 REQUIRED_KEYS = (
     "attention",
@@ -41,6 +42,8 @@ class ModelConfig:
     dropout: share of each LSTM layer's outputs dropped in training, save for the last layer's.
     classes: names of the classes, in the order of the logits.
     num_classes: as many as `classes`; it need not be given.
+    label_type: what the names of the classes say, which is the type of predictions: text, integers, or false and true.
+        `config.json` has it unless it is "string".
     temperature: what logits are divided by before the softmax (1 for an uncalibrated network).
     """
 
@@ -54,6 +57,7 @@ class ModelConfig:
     dropout: float = 0.0
     classes: tuple[str, ...]
     num_classes: int = 0
+    label_type: LabelType = "string"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -95,6 +99,11 @@ class ModelConfig:
         _check_integer("num_classes", self.num_classes, at_least=2)
         if self.num_classes != len(self.classes):
             raise ValueError(f"num_classes is {self.num_classes}, but {len(self.classes)} classes are named")
+        if self.label_type not in get_args(LabelType):
+            raise ValueError(f"label_type must be one of {', '.join(get_args(LabelType))}, not {self.label_type!r}")
+        for name in self.classes:
+            if not _says(self.label_type, name):
+                raise ValueError(f"label_type is {self.label_type}, and the class {name!r} is none")
 
     @property
     def padding_id(self) -> int:
@@ -103,7 +112,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The text of `config.json`, the same for equal configurations."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        record = asdict(self)
+        if self.label_type == "string":
+            del record["label_type"]  # as before there were others, so that what reads no other reads these
+        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Self:
@@ -182,6 +194,16 @@ def differences(found: ModelConfig, wanted: ModelConfig, *, apart_from: Collecti
 def _check_integer(name: str, value: object, *, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, not {value!r}")
+
+
+def _says(label_type: LabelType, name: str) -> bool:
+    """Whether a class name is the text of a value of this type."""
+    if label_type == "bool":
+        return name in ("false", "true")
+    if label_type == "int64":
+        digits = name.removeprefix("-")
+        return digits.isdecimal() and len(digits) < 20 and -(2**63) <= int(name) < 2**63 and str(int(name)) == name
+    return True
 
 
 def _is_number(value: object) -> bool:

@@ -18,6 +18,7 @@ from flows.orchestration.runners import check_runner, open_workers
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.orchestration.task_runs import score_all
 from flows.settings import ClassifyOptions, as_flow
+from storage.labelled.classes import class_values
 from storage.locks import only_run
 from storage.output.manifests import RunManifest, write_manifest
 from storage.output.orphans import clear_superseded
@@ -54,13 +55,10 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
             precision=options.precision,
         )
         # Before the output is touched: one error if the checkpoint can't be used, not one for each shard.
-        loaded = None
-        if options.runner == "threads":
-            loaded = LoadedCheckpoint(job, stored)
-        else:
-            check_checkpoint(stored)
+        loaded = LoadedCheckpoint(job, stored) if options.runner == "threads" else None
+        config = loaded.config if loaded else check_checkpoint(stored)
         with only_run(output.root, str(flow_run.name), scope=source.scope) as hold:
-            output = plan.prepare()
+            output = plan.prepare(class_values(config.classes, config.label_type))
             clear_superseded(plan)
             # Within the hold, which then outlives the last task.
             with open_workers(options.runner, options.address, options.workers, options.device) as workers:

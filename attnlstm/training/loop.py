@@ -253,7 +253,8 @@ def warm_started(old: AttentionLSTM, config: ModelConfig, seed: int) -> Attentio
     seed: of the initial weights of classes that `old` does not know, and of all if it knows none.
     Raises ValueError, which says why, if attention, sizes or vocabulary are not the same.
     """
-    if differing := differences(old.config, config, apart_from=("classes", "num_classes", "dropout", "temperature")):
+    may_differ = ("classes", "num_classes", "label_type", "dropout", "temperature")
+    if differing := differences(old.config, config, apart_from=may_differ):
         raise ValueError(f"it has {differing}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

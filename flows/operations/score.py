@@ -112,11 +112,11 @@ class LoadedCheckpoint:
         return f"{what}, since {reason}" if reason else what
 
 
-def check_checkpoint(stored: StoredCheckpoint) -> None:
+def check_checkpoint(stored: StoredCheckpoint) -> "ModelConfig":
     """For a process that has others score. Raises CheckpointError if the files can't be used."""
     from attnlstm.checkpoint import from_files
 
-    from_files(stored.files, where=str(stored.location))
+    return from_files(stored.files, where=str(stored.location)).config
 
 
 class _ProcessCheckpoint:
@@ -216,7 +216,8 @@ def score_shard(
         for table in read_shard(job.source_root, shard, settings.columns, chunk_bytes=settings.chunk_bytes):
             yield decode_rows(table, settings.columns, rules)
 
-    with write_shard(job.output, shard, job.checkpoint, loaded.config.classes) as writer:
+    config = loaded.config
+    with write_shard(job.output, shard, job.checkpoint, config.classes, config.label_type) as writer:
 
         def keep(table: pa.Table, rows: TokenRows, scores: "Scores") -> None:
             writer.write(table, rows, scores.probabilities, scores.attention_weights)

@@ -70,7 +70,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     rows = request.labelled.read()
     chosen = preset(request.preset)
     config = chosen.config(rows.classes, attention=request.attention)
-    config = replace(config, num_embeddings=request.labelled.num_tokens_known + 1)
+    config = replace(config, num_embeddings=request.labelled.num_tokens_known + 1, label_type=rows.label_type)
     settings = chosen.settings(**request.overrides)
     champion = registry.load(CHAMPION) if registry.alias() else None
     if champion and request.vanished_classes == "refuse":

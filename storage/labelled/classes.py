@@ -16,8 +16,8 @@ from storage.errors import FileError, SourceError
 
 LabelType = Literal["string", "int64", "bool"]
 
+ARROW_TYPES: dict[LabelType, pa.DataType] = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_()}
 _IN_WORDS: dict[LabelType, str] = {"string": "strings", "int64": "integers", "bool": "bools"}
-_TOO_MANY_DIGITS = 19  # for some int64
 _SHOWN_BYTES = 40
 
 
@@ -86,8 +86,7 @@ def _common_type(parts: list[ReadLabels]) -> LabelType:
     said = [part for part in parts if part.label_type is None]
     for part in said:
         known: LabelType = next(iter(found), "int64")
-        fits = all(_is_of(known, text) for text in pc.unique(part.values).to_pylist())
-        if not fits:
+        if not says(pc.unique(part.values), ARROW_TYPES[known]):
             found.setdefault("string", part.file)
     if len(found) > 1:
         (one, file), (other, another) = sorted(found.items())[:2]
@@ -98,14 +97,20 @@ def _common_type(parts: list[ReadLabels]) -> LabelType:
     return next(iter(found), "int64" if said else "string")
 
 
-def _is_of(label_type: LabelType, text: str) -> bool:
-    """Whether the text says a value of this type as it is usually written, so that the value says all that it does."""
-    if label_type == "bool":
-        return text in ("false", "true")
-    if label_type == "int64":
-        digits = text.removeprefix("-")
-        return digits.isdecimal() and len(digits) < _TOO_MANY_DIGITS and str(int(text)) == text
-    return True
+def class_values(names: tuple[str, ...], label_type: LabelType) -> pa.Array:
+    """The classes as predictions name them: values of the labels' type. names: as `number_classes` gives them."""
+    return pa.array(names, pa.string()).cast(ARROW_TYPES[label_type])
+
+
+def says(values: pa.Array, kind: pa.DataType) -> bool:
+    """Whether all values are also of this type, such as texts that are integers as these are usually written."""
+    if kind != values.type and not (_label_type(kind) == "string" or _label_type(values.type) == "string"):
+        return False
+    try:
+        same: bool = values.cast(kind).cast(values.type).equals(values)
+    except pa.ArrowInvalid:
+        return False
+    return same
 
 
 def _first_wrong(values: pa.Array) -> tuple[int, str] | None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from storage.errors import FileError, OutputError
@@ -24,6 +25,7 @@ from storage.footers import Footer, read_footer
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import OUTPUT_RECORD
+from storage.labelled.classes import says
 from storage.locations import Location
 from storage.locks import Hold
 from storage.output.carried import Types, common_types, types_from_record, types_to_record
@@ -35,6 +37,9 @@ CLASSES_KEY = b"classes"
 # What else than settings the record holds.
 _HEAD = ("format", "format_version", "source", "types", "arrow_schema")
 
+_CLASSES_SHOWN = 5
+
+PREDICTION = "prediction"
 PREDICTIONS = "predictions"
 ATTENTION = "attention"
 RUNS = "runs"
@@ -153,8 +158,8 @@ class Stamp:
 class Output:
     """An output folder and the settings it is, or will be, made with.
 
-    hold: that of the run that writes to it. types: of `id` and the kept columns, as far as they are recorded; all
-    files have the same.
+    hold: that of the run that writes to it. types: of `id`, the kept columns and `prediction`, as far as they are
+    recorded; all files have the same.
     """
 
     root: Location
@@ -220,21 +225,31 @@ class Output:
         wanted = self._record(source)
         _refuse_other(self.root, {name: wanted[name] for name in self.settings.also} | recorded, wanted)
 
-    def prepare(self, source: str, offered: Sequence[Types] = ()) -> "Output":
+    def prepare(self, source: str, offered: Sequence[Types] = (), classes: pa.Array | None = None) -> "Output":
         """Record what this output is, in `_dataset.json`, and return it with the types that its files have.
 
-        offered: of each input file, the types that its id and kept columns have. What is not recorded yet is as in a
-        file of the output or, in a new one, what the input files have in common. Raises as `check` does.
+        offered: of each input file, the types that its id and kept columns have. classes: of the checkpoint that is to
+        score, see `storage.labelled.classes.class_values`. What is not recorded yet is as in a file of the output or,
+        in a new one, what the input files have in common, and the type of the classes.
+        Raises as `check` does, and if the classes can't be named in the type of the predictions that are there.
         """
         self.check(source)
-        types = {**common_types(offered), **(_types_in(self.root, _read_record(self.root)) or self._types_of_files())}
+        recorded = _types_in(self.root, _read_record(self.root))
+        if PREDICTION not in recorded:
+            recorded = {**self._types_of_files(), **recorded}
+        types = {**common_types(offered), **recorded}
+        if classes is not None and not says(classes, types.setdefault(PREDICTION, classes.type)):
+            raise OutputError(
+                f"The predictions in {self.root} are {types[PREDICTION]}, and the checkpoint's classes are not: "
+                f"{_some(classes.to_pylist())}. Write to another folder."
+            )
         record = json.dumps(self._record(source) | types_to_record(types), indent=2) + "\n"
         (self.root / OUTPUT_RECORD).write_bytes(record.encode())
         return replace(self, types=types)
 
     def _types_of_files(self) -> Types:
         """As the first whole file of predictions has them; outputs that were made before record none."""
-        names = ("id", *self.settings.columns.keep)
+        names = ("id", PREDICTION, *self.settings.columns.keep)
         for info in (self.root / PREDICTIONS).walk():
             if info.is_file and info.path.endswith(".parquet"):
                 with suppress(FileError, FileNotFoundError):
@@ -256,6 +271,10 @@ def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str,
     if differing == ["source"]:
         advice = f"Write to another folder; or, if the input has only moved, correct `source` in {OUTPUT_RECORD}."
     raise OutputError("\n".join([f"The output {root} was made differently:", *lines, advice]))
+
+
+def _some(classes: list[Any]) -> str:
+    return ", ".join(map(str, classes[:_CLASSES_SHOWN])) + (" ..." if len(classes) > _CLASSES_SHOWN else "")
 
 
 def _read_record(root: Location) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import pyarrow as pa
+
 from storage.errors import OutputError
 from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard, UnreadableFile, plan_shards
@@ -48,10 +50,10 @@ class OutputPlan:
     notes: tuple[str, ...] = ()
     types: tuple[Types, ...] = ()
 
-    def prepare(self) -> Output:
+    def prepare(self, classes: pa.Array) -> Output:
         """The output as it is recorded from now on: see `Output.prepare`."""
         with alone(self.output.root):  # of several first runs side by side, one says what the types are
-            return self.output.prepare(str(self.source.root), self.types)
+            return self.output.prepare(str(self.source.root), self.types, classes)
 
     @property
     def num_rows(self) -> int:

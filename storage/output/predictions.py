@@ -20,9 +20,10 @@ from storage.input.columns import Columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows
+from storage.labelled.classes import LabelType, class_values
 from storage.locks import Hold
 from storage.output.carried import fit
-from storage.output.layout import CLASSES_KEY, STAMP_KEY, AttentionSaving, Output, Stamp
+from storage.output.layout import CLASSES_KEY, PREDICTION, STAMP_KEY, AttentionSaving, Output, Stamp
 from storage.registry.checkpoints import CheckpointId
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
@@ -43,11 +44,12 @@ _HIGHEST_BITS = np.uint64((1 << _WEIGHT_BITS) - 1)
 
 @contextmanager
 def write_shard(
-    output: Output, shard: Shard, checkpoint: CheckpointId, classes: tuple[str, ...]
+    output: Output, shard: Shard, checkpoint: CheckpointId, classes: tuple[str, ...], label_type: LabelType = "string"
 ) -> Iterator["ShardWriter"]:
     """Yields a writer; when the block ends well, the shard's files appear, attention first.
 
-    checkpoint: what scores the rows. classes: its own, in the order of their probabilities.
+    checkpoint: what scores the rows. classes: its own, in the order of their probabilities. label_type: of predictions,
+    unless the output has another one.
     If the block raises, or not every row was written, nothing appears. Raises OutputError if the run has lost its hold
     on the output.
     """
@@ -60,7 +62,7 @@ def write_shard(
         attention = None
         if output.settings.attention.kind != "none":
             attention = stack.enter_context(output.attention(shard.name).replacing())
-        writer = ShardWriter(output, classes, stamp, predictions, attention)
+        writer = ShardWriter(output, classes, label_type, stamp, predictions, attention)
         try:
             yield writer
             writer.finish()
@@ -73,7 +75,13 @@ class ShardWriter:
     """Takes a shard's rows chunk by chunk. Made by `write_shard`."""
 
     def __init__(
-        self, output: Output, classes: tuple[str, ...], stamp: Stamp, predictions: Path, attention: Path | None
+        self,
+        output: Output,
+        classes: tuple[str, ...],
+        label_type: LabelType,
+        stamp: Stamp,
+        predictions: Path,
+        attention: Path | None,
     ) -> None:
         columns = output.settings.columns
         in_path = partition_values(stamp.file)
@@ -81,6 +89,8 @@ class ShardWriter:
         self._types = output.types
         self._saving = output.settings.attention
         self._classes = classes
+        named = class_values(classes, label_type)
+        self._named = named.cast(self._types.get(PREDICTION, named.type))
         self._stamp = stamp
         self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS)
         self._attention = _ParquetFile(attention, _ATTENTION_FLOATS) if attention else None
@@ -103,7 +113,8 @@ class ShardWriter:
         assert attention_weights.shape == rows.values.shape, attention_weights.shape
         table, ids = self._fitting(table)
         version = self._stamp.checkpoint
-        self._held.append(_prediction_table(table, ids, rows, probabilities, self._columns, version, self._classes))
+        made = _prediction_table(table, ids, rows, probabilities, self._columns, version, self._named)
+        self._held.append(made.replace_schema_metadata({CLASSES_KEY: json.dumps(self._classes)}))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
             self._write_held()
         if self._attention:
@@ -189,13 +200,12 @@ def _prediction_table(
     probabilities: npt.NDArray[np.float32],
     columns: Columns,
     version: str,
-    class_names: tuple[str, ...],
+    classes: pa.Array,
 ) -> pa.Table:
-    num_rows, num_classes = table.num_rows, len(class_names)
+    num_rows, num_classes = table.num_rows, len(classes)
     # usable row -> its place among the scores; None elsewhere, which `take` turns into a null
     place = pa.array(np.cumsum(rows.usable) - 1, mask=~rows.usable)
     winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
-    classes = pa.array(class_names, pa.string())
     best = probabilities[np.arange(len(winners)), winners]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float32()), num_classes)
     named: dict[str, pa.Array | pa.ChunkedArray] = {"id": ids}
@@ -203,7 +213,7 @@ def _prediction_table(
         if name in table.column_names:
             named[name] = table[name]
     named |= {
-        "prediction": classes.take(pa.array(winners)).take(place),
+        PREDICTION: classes.take(pa.array(winners)).take(place),
         "score": pa.array(best, pa.float32()).take(place),
         "probabilities": vectors.take(place),
         "num_tokens": pa.array(rows.num_tokens, mask=rows.num_tokens < 0),
@@ -211,7 +221,7 @@ def _prediction_table(
         "error": rows.errors,
         "checkpoint": pa.repeat(version, num_rows),
     }
-    return pa.table(named).replace_schema_metadata({CLASSES_KEY: json.dumps(class_names)})
+    return pa.table(named)
 
 
 def _attention_table(

@@ -305,7 +305,8 @@ def _check_probabilities(found: CheckedRows, classes: tuple[str, ...]) -> None:
     sums = probabilities.sum(axis=1, dtype=np.float64)
     best = probabilities.max(axis=1, initial=0)
     scores = found.table["score"].to_numpy()
-    codes = pc.fill_null(pc.index_in(found.table["prediction"], pa.array(classes)), -1).to_numpy()
+    names = found.table["prediction"].cast(pa.string())
+    codes = pc.fill_null(pc.index_in(names, pa.array(classes)), -1).to_numpy()
     # Of equal probabilities either class will do.
     is_best = (codes >= 0) & (probabilities[np.arange(len(codes)), codes] == best)
     found.tell(~in_range, lambda row: f"probabilities are {found.shown('probabilities', row)}, expected all in 0..1")

@@ -32,6 +32,23 @@ def test_json_round_trip() -> None:
     assert ModelConfig.from_json(config.to_json(), "config.json") == config
 
 
+@pytest.mark.parametrize(
+    ("label_type", "classes"), [("int64", ("-9223372036854775808", "7")), ("bool", ("false", "true"))]
+)
+def test_type_of_labels_is_recorded_unless_they_are_strings(label_type: str, classes: tuple[str, ...]) -> None:
+    config = replace(CONFIG, classes=classes, label_type=label_type)  # type: ignore[arg-type]
+    assert json.loads(config.to_json())["label_type"] == label_type
+    assert ModelConfig.from_json(config.to_json(), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("label_type", "name"), [("int64", "9223372036854775808"), ("int64", "07"), ("int64", "x"), ("bool", "True")]
+)
+def test_class_that_is_not_of_the_type_of_labels_is_refused(label_type: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^label_type is {label_type}, and the class '{name}' is none$"):
+        replace(CONFIG, classes=(name, "1" if label_type == "int64" else "true"), label_type=label_type)  # type: ignore[arg-type]
+
+
 def test_keys_beyond_the_required_ones_have_defaults() -> None:
     required = {key: value for key, value in json.loads(CONFIG.to_json()).items() if key in REQUIRED_KEYS}
     assert ModelConfig.from_json(json.dumps(required), "config.json") == CONFIG

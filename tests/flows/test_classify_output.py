@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,9 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from safetensors.torch import load_file
 from torch import nn
 
+import storage
 from flows.classify import classify
+from flows.retrain import retrain
 
 NUM_CHECKED = 300
 Row = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -179,6 +182,30 @@ def test_evaluation_compares_predictions_with_the_label_column(scored: Any, data
     assert evaluation["accuracy"] == pytest.approx(np.mean([label == prediction for label, prediction in pairs]))
     assert evaluation["macro_f1"] == pytest.approx(np.mean(f1))
     assert evaluation["accuracy"] > 0.9
+
+
+def test_predictions_of_integer_labels_can_be_compared_with_the_labels(prefect_server: str, tmp_path: Path) -> None:
+    """From labels by way of a training to Polars: null, missing and partition labels among them."""
+    for name, labels in (("a", [1, 0] * 60), ("b", pa.nulls(2)), ("label=1/c", None)):
+        path = tmp_path / f"data/{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {} if labels is None else {"label": labels}
+        num_rows = 1 if labels is None else len(labels)
+        pq.write_table(pa.table({"tokens": [[row % 2, row] for row in range(num_rows)], **columns}), path)
+    places = {"registry": str(tmp_path / "registry")}
+    options = {"preset": "reference", "epochs": 1}
+    retrained: Any = retrain(str(tmp_path / "data"), **places, **options, return_state=True)
+    version = retrained.result()["version"]
+    output = str(tmp_path / "output")
+    classified: Any = classify(
+        str(tmp_path / "data"), output, **places, checkpoint=version, label_column="label", return_state=True
+    )
+    assert classified.is_completed(), classified.message
+    frame = storage.open_predictions(output).collect()
+    assert (frame.height, frame.schema["prediction"]) == (123, pl.Int64)
+    (manifest,) = (json.loads(path.read_text()) for path in Path(output, "runs").iterdir())
+    equal = frame.select((pl.col("label").cast(pl.Int64) == pl.col("prediction")).mean()).item()
+    assert manifest["evaluation"]["accuracy"] == pytest.approx(equal)
 
 
 def test_run_is_named_by_its_source_and_says_what_it_did(scored: Any, dataset: Path) -> None:

@@ -14,6 +14,7 @@ from storage.input.reading import decode_rows, read_shard
 from storage.input.shards import Shard
 from storage.input.sources import Source
 from storage.input.tokens import TokenRows, TokenRules
+from storage.labelled.classes import LabelType, class_values
 from storage.output.layout import Output
 from storage.output.plan import plan_output
 from storage.output.predictions import write_shard
@@ -82,6 +83,7 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         *,
         by: CheckpointId = checkpoint,
         classes: tuple[str, ...] = CLASSES,
+        label_type: LabelType = "string",
         chunk_rows: int = 65_536,
         damaged: bool = False,
     ) -> tuple[Shard, ...]:
@@ -89,9 +91,9 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         assert damaged or not planned.unreadable
         columns: Columns = output.settings.columns
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
-        output = output.prepare(str(planned.source.root), planned.types)
+        output = output.prepare(str(planned.source.root), planned.types, class_values(classes, label_type))
         for shard in planned.shards:
-            with write_shard(output, shard, by, classes) as writer:
+            with write_shard(output, shard, by, classes, label_type) as writer:
                 for table in read_shard(planned.source.root, shard, columns, chunk_rows=chunk_rows):
                     table, rows = decode_rows(table, columns, rules)
                     writer.write(table, rows, *fake_scores(rows, len(classes)))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.errors import FileError
+from storage.errors import FileError, OutputError
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import Source
@@ -25,7 +25,9 @@ from storage.input.tokens import TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.frames import open_attention, open_predictions
 from storage.output.layout import AttentionSaving, Output, OutputSettings, read_stamp
+from storage.output.plan import existing_output, plan_output
 from storage.output.predictions import top_weights, write_shard
+from storage.output.verification import verify_output
 from storage.registry.checkpoints import CheckpointId
 
 CLASSES = ("even", "odd", "third")
@@ -167,6 +169,54 @@ def test_columns_and_types(output: Output, scored: Scored) -> None:
     assert pq.read_schema(output.attention("a.parquet").path).remove_metadata() == pa.schema(
         {"id": pa.string(), "weights": pa.list_(pa.field("element", pa.float32()))}
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "label_type", "kind", "others"),
+    [
+        (("-1", "7", "10"), "int64", pa.int64(), ("1", "2", "3")),
+        (("false", "true"), "bool", pa.bool_(), ("false", "true")),
+    ],
+)
+def test_predictions_have_the_type_of_the_labels_and_an_output_one_type(
+    classes: tuple[str, ...],
+    label_type: str,
+    kind: pa.DataType,
+    others: tuple[str, ...],
+    put: Callable[..., Path],
+    data: Path,
+    tmp_path: Path,
+    score: Callable[..., object],
+) -> None:
+    put("a.parquet", [b"ab", None, b"cde"])
+    output, old = (Output(Location.parse(tmp_path / name), OutputSettings()) for name in ("typed", "old"))
+
+    def types(of: Output) -> set[pa.DataType]:
+        """Of the predictions that are there, all of them right."""
+        made = existing_output(str(of.root))
+        planned = plan_output(str(data), made)
+        assert not verify_output(planned).problems
+        return {predictions(made, shard.name).schema.field("prediction").type for shard in planned.shards}
+
+    score(data, output, classes=classes, label_type=label_type)
+    frame = open_predictions(str(output.root)).collect()
+    for prediction, p in zip(frame["prediction"], frame["probabilities"], strict=True):
+        assert p is None if prediction is None else str(prediction).lower() == classes[p.arg_max()]
+    assert types(output) == {kind}
+
+    put("b.parquet", [b"f"])
+    score(data, output, classes=others)  # of an older checkpoint, whose classes are strings
+    assert types(output) == {kind}
+    refused = rf"are {kind}, and the checkpoint's classes are not: even, odd, third\. Write"
+    with pytest.raises(OutputError, match=refused):
+        score(data, output)
+
+    score(data, old, classes=others)
+    record = tmp_path / "old/_dataset.json"
+    kept = {name: value for name, value in json.loads(record.read_text()).items() if "schema" not in name}
+    record.write_text(json.dumps(kept))  # as it was before types were recorded
+    score(data, old, classes=classes, label_type=label_type)
+    assert types(old) == {pa.string()}
 
 
 def test_order_of_classes_is_in_the_schemas_metadata(output: Output, scored: Scored) -> None:
