@@ -1,14 +1,17 @@
-"""What tests in several places need to have: networks and what their scores must be, registries with a champion, and
-the files of an output.
+"""What tests in several places need to have: networks and what their scores must be, registries with a champion,
+sources of random rows, and the files of an output.
 
 Imported by tests, and by the processes that some of them start. Knows the packages, and nothing of flows or pytest.
 """
 
 import copy
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from attnlstm.checkpoint import to_files
@@ -76,6 +79,16 @@ def save_checkpoint(folder: Path, network: AttentionLSTM) -> Path:
     folder.mkdir(parents=True)
     for name, content in to_files(network).items():
         (folder / name).write_bytes(content)
+    return folder
+
+
+def write_random_rows(folder: Path, names: Iterable[str], num_rows: int = 100, num_tokens: int = 200) -> Path:
+    """A source of files of these names, each of which takes the registry that is slow a part of a second."""
+    random = np.random.default_rng(5)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows = pa.array([random.bytes(num_tokens) for _ in range(num_rows)], pa.binary())
+        pq.write_table(pa.table({"tokens": rows}), folder / name)
     return folder
 
 

@@ -1,12 +1,12 @@
 """The image and the pools that run it: no finding, no key or file that is not there, and a server takes them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,11 @@ def test_containers_are_not_root_and_gain_no_rights() -> None:
 
 
 @pytest.mark.slow
-def test_pool_is_created_on_a_real_server(pool_type: str, prefect_server: str) -> None:
+def test_pool_is_created_on_a_real_server(pool_type: str, run_prefect: Callable[..., None]) -> None:
     name, file = f"in-{pool_type}", DEPLOYMENTS / f"{pool_type}-pool.json"
-    words = ["work-pool", "create", name, "--type", pool_type, "--base-job-template", str(file)]
-    command = [sys.executable, "-m", "prefect", *words]
-    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
 
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    run_prefect("work-pool", "create", name, "--type", pool_type, "--base-job-template", str(file))
 
-    assert done.returncode == 0, done.stdout + done.stderr
     with get_client(sync_client=True) as client:
         pool = client.read_work_pool(name)
     assert pool.type == pool_type

@@ -1,6 +1,14 @@
-"""deployments/prefect.yaml: nothing in it is ignored, and what it describes runs on a real server and worker."""
+"""deployments/prefect.yaml: nothing in it is ignored, and what it describes runs on a real server and worker.
 
+All tests of what is deployed are in this file, since the tests share one server, where a pool has one set of workers.
+"""
+
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,7 @@ from prefect import Flow
 from prefect.cli.deploy._models import ConcurrencyLimitSpec, DeploymentConfig, PrefectYamlModel, WorkPoolConfig
 from prefect.cli.deploy._models import RawScheduleConfig as ScheduleConfig
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments import run_deployment
@@ -24,9 +33,12 @@ from pydantic import BaseModel
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from builders import save_checkpoint
+from builders import save_checkpoint, scored_files, write_random_rows
+from flows.backfill import backfill
+from servers import children_of, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WAIT_S = 300
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
 NAMES = ("classify", "backfill", "retrain")
 FLOW_OF = {name: name for name in NAMES} | {"partition": "classify"}
@@ -163,3 +175,71 @@ def test_a_worker_runs_each_deployment(
     ]
     (checkpoint,) = (places["registry"] / "checkpoints").iterdir()
     assert (checkpoint / "card.json").is_file()
+
+
+@pytest.fixture
+def start_worker(deployed: None, environment: dict[str, str]) -> Callable[[], Any]:
+    """start_worker(): a context with a worker of the pool, which ends with it."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "attnlstm"]
+    eager = environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+
+    @contextmanager
+    def start() -> Iterator[subprocess.Popen[bytes]]:
+        with subprocess.Popen(command, env=eager, stdout=subprocess.DEVNULL) as worker:
+            try:
+                yield worker
+            finally:
+                worker.terminate()
+                worker.wait(WAIT_S)
+
+    return start
+
+
+@pytest.mark.slow
+def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
+    start_worker: Callable[[], Any], environment: dict[str, str], slow_registry: Path, tmp_path: Path
+) -> None:
+    """Of a backfill whose partitions run on the workers of the pool."""
+    names = (f"date=2026-11-0{day}/part-{index}.parquet" for day in (1, 2, 3) for index in range(5))
+    source = write_random_rows(tmp_path / "source", names)
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "output"
+    places = {"source": str(source), "registry": str(slow_registry)}
+    backfill(output=str(undisturbed), **places)
+
+    words = [places["source"], str(output), "--registry", places["registry"], "--fan-out", "classify/partition"]
+    command = [sys.executable, "-c", "from flows.cli.app import main; main()", "backfill", *words, "--parallel", "2"]
+    with start_worker() as worker, subprocess.Popen(command, env=environment) as interrupted:
+        try:
+            written = output / "predictions"
+            wait_until(lambda: any(written.glob("*/*.parquet")) and any(written.glob("*/*.tmp")), WAIT_S)
+            _kill_with_children(worker.pid)
+            interrupted.send_signal(signal.SIGINT)
+            assert interrupted.wait(WAIT_S) == 130
+        finally:
+            interrupted.kill()
+    assert _states_of_partition_runs() == ["Cancelling", "Cancelling"]
+    assert any(name.endswith(".tmp") for name in scored_files(output)), "nothing was at work when it was killed"
+
+    with start_worker():
+        state: Any = backfill(output=str(output), **places, parallel=2, fan_out="classify/partition", return_state=True)
+
+    assert state.message == "3 of 3 partitions completed."
+    runs = state.result()
+    assert [run["partition"] for run in runs] == [f"date=2026-11-0{day}" for day in (1, 2, 3)]
+    assert {run["state"] for run in runs} == {"Completed"}
+    assert 0 < sum(run["rows"] for run in runs) < 3 * 5 * 100, "all was scored again"
+    assert scored_files(output) == scored_files(undisturbed)
+
+
+def _states_of_partition_runs() -> list[str]:
+    """The states of the runs of classify/partition that were started so far."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("classify/partition")
+        of_it = FlowRunFilter.model_validate({"deployment_id": {"any_": [deployment.id]}})
+        return [str(run.state.name) for run in client.read_flow_runs(flow_run_filter=of_it)]
+
+
+def _kill_with_children(pid: int) -> None:
+    """As when a machine is switched off: the worker and the runs that it has started."""
+    for each in (pid, *children_of(pid)):
+        os.kill(each, signal.SIGKILL)

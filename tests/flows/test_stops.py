@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from builders import Files, scored_files
+from builders import Files, scored_files, write_random_rows
 from flows.classify import classify
 from servers import Server, children_of, wait_until
 
@@ -34,7 +31,7 @@ outage = pytest.mark.skipif("ATTNLSTM_OUTAGE_SECONDS" not in os.environ, reason=
 
 OUTAGE_S = float(os.environ.get("ATTNLSTM_OUTAGE_SECONDS", "0"))
 WAIT_S = 180 + 3 * OUTAGE_S
-FILES, ROWS, TOKENS = 24, 100, 200  # some seconds on one core
+FILES = 24  # some seconds on one core
 COMMITTED = 3  # files of predictions, before a run is disturbed
 
 COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "classify"]
@@ -51,11 +48,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, slow_registry: Path) -> dict[str, str]:
     """Parameters of classify but for the output: a source of many small files, and the registry."""
-    source = tmp_path_factory.mktemp("source")
-    random = np.random.default_rng(5)
-    for index in range(FILES):
-        rows = pa.array([random.bytes(TOKENS) for _ in range(ROWS)], pa.binary())
-        pq.write_table(pa.table({"tokens": rows}), source / f"part-{index:02}.parquet")
+    source = write_random_rows(
+        tmp_path_factory.mktemp("source"), (f"part-{index:02}.parquet" for index in range(FILES))
+    )
     return {"source": str(source), "registry": str(slow_registry)}
 
 

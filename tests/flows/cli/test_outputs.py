@@ -134,19 +134,6 @@ class TestPlan:
         assert told["shards"]["stale"] == 4
         assert [each["reason"] for each in told["pending"]] == ["stale"] * 4
 
-    def test_layout_is_that_of_the_output_unless_it_is_given(
-        self, attnlstm: Run, dataset: Path, untrained_registry: Path, tmp_path: Path
-    ) -> None:
-        _score(dataset, tmp_path / "output", untrained_registry, "top:2")
-        where = (str(dataset), str(tmp_path / "output"), "--registry", str(untrained_registry))
-
-        ended = attnlstm("plan", *where, "--json")
-        refused = attnlstm("plan", *where, "--save-attention", "full")
-
-        assert json.loads(ended.out)["shards"]["up to date"] == 4
-        assert refused.code == FAILED
-        assert "save_attention: 'top:2' there, 'full' asked for" in refused.err
-
     def test_expected_time_is_by_the_last_run_that_scored_anything(
         self, look: Run, dataset_copy: Path, output: Path, plain_manifest: RunManifest
     ) -> None:
@@ -276,18 +263,6 @@ class TestPrune:
         assert "steady heron" in ended.err
         assert all((output / path).exists() for path in orphaned)
 
-    def test_a_glob_and_the_input_of_another_output_remove_nothing(
-        self, attnlstm: Run, dataset_copy: Path, output: Path, orphaned: list[str], tmp_path: Path
-    ) -> None:
-        other = shutil.copytree(dataset_copy, tmp_path / "other")
-
-        by_glob = attnlstm("prune", f"{dataset_copy}/*/part-0.parquet", str(output))
-        of_another = attnlstm("prune", str(other), str(output))
-
-        assert (by_glob.code, of_another.code) == (DONE, FAILED)
-        assert "source:" in of_another.err
-        assert (output / "predictions" / PART).exists()
-
 
 def test_plan_tells_what_is_passed_over_and_what_might_be_meant(
     dataset_copy: Path, untrained_registry: Path, tmp_path: Path, attnlstm: Run
@@ -304,9 +279,3 @@ def test_plan_tells_what_is_passed_over_and_what_might_be_meant(
         "note 1 file has a column 'ID' and none called 'id', so ids are row numbers; --id-column ID takes it",
     ):
         assert line in " ".join(run.out.split())
-
-
-def test_output_within_the_source_is_refused(dataset_copy: Path, untrained_registry: Path, attnlstm: Run) -> None:
-    run = attnlstm("plan", str(dataset_copy), str(dataset_copy / "out"), "--registry", str(untrained_registry))
-    assert run.code != DONE
-    assert "so that predictions would be read as input" in " ".join(run.err.split())
