@@ -1,6 +1,6 @@
 """Labelled rows for training: classes in order, sides by group or content, and what was left out counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from storage.labelled.vocabulary import Outside
 
 TOKENS = [b"%d" % number * 3 for number in range(200)]
 
+Put = Callable[..., Path]
+
 
 def text(*values: bytes | None) -> pa.Array:
     """An array of strings that are perhaps not UTF-8, as other writers may make them."""
     stored = pa.array(values, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())
+
+
+def sides_of(keys: Iterable[bytes]) -> list[int]:
+    """On which side rows of these keys are."""
+    return list(splits_of_hashes(hash_keys(keys)).tolist())
 
 
 def sequences(rows: LabelledRows) -> list[bytes]:
@@ -35,7 +42,7 @@ def sequences(rows: LabelledRows) -> list[bytes]:
     return found
 
 
-def test_rows_of_all_files_in_order_with_their_labels(put: Callable[..., Path], data: Path) -> None:
+def test_rows_of_all_files_in_order_with_their_labels(put: Put, data: Path) -> None:
     put("b.parquet", [b"3"], label=["x"])
     put("a.parquet", [b"1", b"22"], label=["y", "x"], row_group_size=1)
     rows = read_labelled(str(data))
@@ -45,7 +52,7 @@ def test_rows_of_all_files_in_order_with_their_labels(put: Callable[..., Path], 
     assert (len(rows), rows.num_files, rows.num_unlabelled, rows.num_unusable) == (3, 2, 0, 0)
 
 
-def test_strings_are_ordered_by_code_point_and_integers_by_value(put: Callable[..., Path], data: Path) -> None:
+def test_strings_are_ordered_by_code_point_and_integers_by_value(put: Put, data: Path) -> None:
     words = ["b", "a", "é", "B", "aa"]
     put("a.parquet", TOKENS[:5], label=words, number=pa.array([10, 9, -1, 100, 2], pa.int16()))
     rows = read_labelled(str(data))
@@ -56,48 +63,35 @@ def test_strings_are_ordered_by_code_point_and_integers_by_value(put: Callable[.
     assert [rows.classes[code] for code in rows.labels] == ["10", "9", "-1", "100", "2"]
 
 
+GROUPS = [f"g{number // 4}".encode() for number in range(200)]
+
+
 @pytest.mark.parametrize(
-    "labels",
+    ("group", "keys", "split_by"),
     [
-        pa.array(["x", "y", "x"], pa.large_string()),
-        pa.array(["x", "y", "x"], pa.string_view()),
-        pa.array(["x", "y", "x"]).dictionary_encode(),
+        ([group.decode() for group in GROUPS], GROUPS, "group"),
+        (None, TOKENS, "content"),
+        (["g", None], [b"g", TOKENS[1]], "group and content"),
+        ([7, 8], [b"7", b"8"], "group"),
+        (pa.array([b"\xff", b"\xfe"]), [rb"b'\xff'", rb"b'\xfe'"], "group"),
+        (text(b"\xff", b"g"), [b"\xff", b"g"], "group"),
+        (pa.array(["g", "h"]).dictionary_encode(), [b"g", b"h"], "group"),
+        ([[1], [2]], [b"[1]", b"[2]"], "group"),
     ],
-    ids=lambda labels: str(labels.type),
+    ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_every_kind_of_string_labels(labels: pa.Array, put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:3], label=labels)
-    put("b.parquet", TOKENS[:1], label=["y"])
+def test_rows_of_a_group_stay_together_and_else_those_of_equal_content(
+    group: object, keys: list[bytes], split_by: str, put: Put, data: Path
+) -> None:
+    for name in "ab":
+        columns = {} if group is None else {"group": group}
+        put(f"{name}.parquet", TOKENS[: len(keys)], label=["x", "y"] * (len(keys) // 2), **columns)
     rows = read_labelled(str(data))
-    assert (rows.classes, rows.labels.tolist()) == (("x", "y"), [0, 1, 0, 1])
+    assert rows.split_by == split_by
+    assert rows.splits.tolist() == sides_of(keys * 2)
 
 
-@pytest.mark.parametrize("kind", [pa.binary_view(), pa.large_list_view(pa.int8()), pa.list_(pa.int8(), 2)], ids=str)
-def test_every_kind_of_tokens(kind: pa.DataType, put: Callable[..., Path], data: Path) -> None:
-    cells: list[object] = [b"ab", None, b"cd", b"ef"]
-    if kind != pa.binary_view():
-        cells = [cell and list(cell) for cell in cells]  # type: ignore[call-overload]
-    put("a.parquet", pa.array(cells, kind), label=["x", "y", None, "y"])
-    rows = read_labelled(str(data))
-    assert (sequences(rows), rows.labels.tolist()) == ([b"ab", b"ef"], [0, 1])
-
-
-def test_files_may_differ_in_integer_width(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:1], label=pa.array([7], pa.int8()))
-    put("b.parquet", TOKENS[:1], label=pa.array([3], pa.uint32()))
-    assert read_labelled(str(data)).labels.tolist() == [1, 0]
-
-
-def test_rows_of_a_group_stay_together(put: Callable[..., Path], data: Path) -> None:
-    groups = [f"g{number // 4}" for number in range(200)]
-    put("a.parquet", TOKENS, label=["x", "y"] * 100, group=groups)
-    rows = read_labelled(str(data))
-    assert rows.split_by == "group"
-    assert rows.splits.tolist() == splits_of_hashes(hash_keys(group.encode() for group in groups)).tolist()
-    assert set(rows.splits.tolist()) == {TRAIN, VALIDATION, TEST}
-
-
-def test_groups_from_partitions_are_as_those_of_a_column(put: Callable[..., Path], data: Path) -> None:
+def test_groups_from_partitions_are_as_those_of_a_column(put: Put, data: Path) -> None:
     for group in range(40):
         put(f"group={group}/a.parquet", TOKENS[5 * group : 5 * group + 5], label=["x", "y", "x", "y", "x"])
     put("group=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"none"], label=["x"])
@@ -105,12 +99,10 @@ def test_groups_from_partitions_are_as_those_of_a_column(put: Callable[..., Path
     assert rows.split_by == "group and content"
     keys = [place.split("group=")[1].split("/")[0] for place in map(rows.place, range(len(rows)))]
     keys = [{"__HIVE_DEFAULT_PARTITION__": "none"}.get(key, key) for key in keys]
-    assert rows.splits.tolist() == splits_of_hashes(hash_keys(key.encode() for key in keys)).tolist()
+    assert rows.splits.tolist() == sides_of(key.encode() for key in keys)
 
 
-def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(
-    put: Callable[..., Path], data: Path
-) -> None:
+def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS, label=["x", "y"] * 100, Group=["g"] * 200)
     with pytest.raises(SourceError, match=f"^No file of the source {data} has a column or partition 'gruop'"):
         read_labelled(str(data), group_column="gruop")
@@ -118,58 +110,31 @@ def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(
     assert read_labelled(str(data), group_column="Group").split_by == "group"
 
 
-def test_label_and_group_inside_structs(put: Callable[..., Path], data: Path) -> None:
+def test_label_and_group_inside_structs(put: Put, data: Path) -> None:
     events = [{"kind": "x", "by": "g"}, None, {"kind": "y", "by": "h"}, {"kind": None, "by": "h"}]
     put("a.parquet", TOKENS[:4], event=events)
     rows = read_labelled(str(data), label_column="event.kind", group_column="event.by")
     assert (rows.classes, rows.labels.tolist(), rows.split_by) == (("x", "y"), [0, 1], "group")
-    assert rows.splits.tolist() == splits_of_hashes(hash_keys([b"g", b"h"])).tolist()
+    assert rows.splits.tolist() == sides_of([b"g", b"h"])
 
 
-def test_without_groups_equal_content_stays_together(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS * 2, label=["x", "y"] * 200)
-    rows = read_labelled(str(data))
-    assert rows.split_by == "content"
-    assert rows.splits.tolist() == splits_of_hashes(hash_keys(TOKENS * 2)).tolist()
-
-
-def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Callable[..., Path], data: Path) -> None:
+def test_what_other_files_hold_does_not_move_a_row_to_another_side(put: Put, data: Path) -> None:
     grouped = put("a.parquet", TOKENS[:50], label=["x", "y"] * 25, group=[f"g{number // 4}" for number in range(50)])
     put("b.parquet", TOKENS[50:], label=["x", "y"] * 75)
     rows, alone = read_labelled(str(data)), read_labelled(str(grouped))
     assert (rows.split_by, alone.split_by) == ("group and content", "group")
     assert rows.splits[:50].tolist() == alone.splits.tolist()
-    assert rows.splits[50:].tolist() == splits_of_hashes(hash_keys(TOKENS[50:])).tolist()
+    assert rows.splits[50:].tolist() == sides_of(TOKENS[50:])
 
 
-def test_rows_without_a_group_are_spread_by_content(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS, label=["x", "y"] * 100, group=pa.array(["g", None] * 100))
-    rows = read_labelled(str(data))
-    assert rows.splits[1::2].tolist() == splits_of_hashes(hash_keys(TOKENS[1::2])).tolist()
-    assert set(rows.splits[::2].tolist()) == set(splits_of_hashes(hash_keys([b"g"])).tolist())
-
-
-@pytest.mark.parametrize(
-    "group",
-    [pa.array([7, 8]), pa.array([b"\xff", b"\xfe"]), pa.array(["g", "h"]).dictionary_encode(), pa.array([[1], [2]])],
-    ids=lambda group: str(group.type),
-)
-def test_group_of_any_type(group: pa.Array, put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:2], label=["x", "y"], group=group)
-    rows = read_labelled(str(data))
-    assert (
-        rows.splits.tolist() == splits_of_hashes(hash_keys(str(value).encode() for value in group.to_pylist())).tolist()
-    )
-
-
-def test_content_has_the_same_side_as_bytes_and_as_integers(put: Callable[..., Path], data: Path) -> None:
+def test_content_has_the_same_side_as_bytes_and_as_integers(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS, label=["x", "y"] * 100)
     put("b.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "y"] * 100)
     splits = read_labelled(str(data)).splits
     assert splits[:200].tolist() == splits[200:].tolist()
 
 
-def test_side_gives_the_rows_of_one_side(put: Callable[..., Path], data: Path) -> None:
+def test_side_gives_the_rows_of_one_side(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS, label=["x", "y"] * 100)
     rows = read_labelled(str(data))
     values, offsets, labels = rows.side(VALIDATION)
@@ -180,7 +145,7 @@ def test_side_gives_the_rows_of_one_side(put: Callable[..., Path], data: Path) -
     assert offsets.dtype == labels.dtype == "int64"
 
 
-def test_labels_from_partitions(put: Callable[..., Path], data: Path) -> None:
+def test_labels_from_partitions(put: Put, data: Path) -> None:
     put("label=very%20good/a.parquet", [b"1"])
     put("label=bad/a.parquet", [b"2", b"3"])
     put("label=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"4"])
@@ -192,6 +157,10 @@ def test_labels_from_partitions(put: Callable[..., Path], data: Path) -> None:
     ("files", "classes", "label_type"),
     [
         ({"a": ["y", "x"]}, ("x", "y"), "string"),
+        ({"a": pa.array(["x", "z"], pa.large_string()), "b": ["y"]}, ("x", "y", "z"), "string"),
+        ({"a": pa.array(["x", "z"], pa.string_view()), "b": ["y"]}, ("x", "y", "z"), "string"),
+        ({"a": pa.array(["x", "z"]).dictionary_encode(), "b": ["y"]}, ("x", "y", "z"), "string"),
+        ({"a": pa.array([7], pa.int8()), "b": pa.array([3], pa.uint32())}, ("3", "7"), "int64"),
         ({"a": pa.array([10, 9], pa.uint64())}, ("9", "10"), "int64"),
         ({"a": [True, False]}, ("false", "true"), "bool"),
         ({"label=10/a": None, "label=-9/a": None}, ("-9", "10"), "int64"),
@@ -204,7 +173,7 @@ def test_labels_from_partitions(put: Callable[..., Path], data: Path) -> None:
     ],
 )
 def test_classes_have_the_type_of_the_labels(
-    files: dict[str, object], classes: tuple[str, ...], label_type: str, put: Callable[..., Path], data: Path
+    files: dict[str, object], classes: tuple[str, ...], label_type: str, put: Put, data: Path
 ) -> None:
     for name, labels in files.items():
         num_rows = 2 if labels is None else len(labels)  # type: ignore[arg-type]
@@ -213,7 +182,7 @@ def test_classes_have_the_type_of_the_labels(
     assert (rows.classes, rows.label_type) == (classes, label_type)
 
 
-def test_rows_without_label_or_tokens_are_counted_apart(put: Callable[..., Path], data: Path) -> None:
+def test_rows_without_label_or_tokens_are_counted_apart(put: Put, data: Path) -> None:
     put(
         "a.parquet",
         [b"1", b"2", b"", None, b"5", None],
@@ -223,22 +192,22 @@ def test_rows_without_label_or_tokens_are_counted_apart(put: Callable[..., Path]
     rows = read_labelled(str(data))
     assert sequences(rows) == [b"1", b"5"]
     assert (rows.num_unlabelled, rows.num_unusable) == (2, 2)
-    assert rows.splits.tolist() == splits_of_hashes(hash_keys([b"g", b"k"])).tolist()
+    assert rows.splits.tolist() == sides_of([b"g", b"k"])
 
 
-def test_class_that_only_unusable_rows_have_is_none(put: Callable[..., Path], data: Path) -> None:
+def test_class_that_only_unusable_rows_have_is_none(put: Put, data: Path) -> None:
     put("a.parquet", [b"1", b"2", b""], label=["x", "y", "z"])
     assert read_labelled(str(data)).classes == ("x", "y")
 
 
-def test_rules_apply(put: Callable[..., Path], data: Path) -> None:
+def test_rules_apply(put: Put, data: Path) -> None:
     put("a.parquet", [b"\x01\x02\x03", b"\x09", b"\x01"], label=["x", "y", "y"])
     rows = read_labelled(str(data), rules=TokenRules(8, max_tokens=2))
     assert sequences(rows) == [b"\x01\x02", b"\x01"]
     assert rows.num_unusable == 1
 
 
-def test_other_column_names(put: Callable[..., Path], data: Path) -> None:
+def test_other_column_names(put: Put, data: Path) -> None:
     put("a.parquet", [b"0", b"0"], body=["a", "b"], kind=[1, 2], author=["g", "g"])
     rows = read_labelled(str(data), tokens_column="body", label_column="kind", group_column="author")
     assert (sequences(rows), rows.classes, rows.split_by) == ([b"a", b"b"], ("1", "2"), "group")
@@ -250,37 +219,36 @@ def refusal(source: Path) -> str:
     return str(refused.value)
 
 
-def test_one_class_is_refused(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:2], label=["x", "x"])
-    assert refusal(data) == f"The source {data} has only 'x' in column 'label'; training needs two classes or more."
-
-
-def test_no_label_at_all_is_refused(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:2], label=pa.array([None, None], pa.string()))
-    assert "has no label at all in column 'label'" in refusal(data)
-    put("a.parquet", [], label=pa.array([], pa.string()))
-    assert "has no label at all in column 'label'" in refusal(data)
-
-
-def test_missing_label_column_is_refused_with_the_file_and_what_it_has(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:1], label=["x"])
-    path = put("b.parquet", TOKENS[:1], kind=["x"])
-    assert refusal(data).startswith(f"{path}: column 'label' (label")
-    assert refusal(data).endswith(" is missing; the file has: tokens (binary), kind (string).")
-
-
-def test_labels_of_another_type_are_refused(put: Callable[..., Path], data: Path) -> None:
-    path = put("a.parquet", TOKENS[:2], label=[0.5, 1.5])
-    assert (
-        refusal(data)
-        == f"{path}: column 'label' (label) has type double; a label must be a string, an integer or a bool."
-    )
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"label": ["x", "x"]},
+            "The source {data} has only 'x' in column 'label'; training needs two classes or more.",
+        ),
+        ({"label": pa.nulls(2, pa.string())}, "The source {data} has no label at all in column 'label'"),
+        ({"kind": ["x", "y"]}, "{data}/a.parquet: column 'label' (label"),
+        (
+            {"label": [0.5, 1.5]},
+            "{data}/a.parquet: column 'label' (label) has type double; a label must be a string, an integer or a bool.",
+        ),
+        (
+            {"label": ["x", "y"], "group": pa.array([0, 2**62], pa.timestamp("us"))},
+            "{data}/a.parquet: column 'group' (group_column) has a value of type timestamp[us] in row 1",
+        ),
+    ],
+)
+def test_source_that_can_not_be_trained_on_is_refused_with_its_file_and_column(
+    columns: dict[str, object], message: str, put: Put, data: Path
+) -> None:
+    put("a.parquet", TOKENS[:2], **columns)
+    assert refusal(data).startswith(message.format(data=data))
+    if "kind" in columns:
+        assert refusal(data).endswith(" is missing; the file has: tokens (binary), kind (string).")
 
 
 @pytest.mark.parametrize("other", ["b.parquet", "label=x/b.parquet"])
-def test_labels_that_are_numbers_here_and_words_there_are_refused(
-    other: str, put: Callable[..., Path], data: Path
-) -> None:
+def test_labels_that_are_numbers_here_and_words_there_are_refused(other: str, put: Put, data: Path) -> None:
     put("a.parquet", TOKENS[:1], label=[1])
     words = put(other, TOKENS[:1], **({} if "=" in other else {"label": ["x"]}))
     message = refusal(data)
@@ -298,7 +266,7 @@ def test_labels_that_are_numbers_here_and_words_there_are_refused(
     ids=lambda each: str(getattr(each, "type", "")),
 )
 def test_label_that_can_be_none_is_refused_with_file_column_and_row(
-    labels: pa.Array, what: str, put: Callable[..., Path], data: Path
+    labels: pa.Array, what: str, put: Put, data: Path
 ) -> None:
     put("a.parquet", TOKENS[:2], label=labels[:2])
     path = put("b.parquet", TOKENS[:4], label=labels)
@@ -307,31 +275,17 @@ def test_label_that_can_be_none_is_refused_with_file_column_and_row(
     )
 
 
-def test_group_that_cannot_be_read_is_refused_with_file_column_and_row(put: Callable[..., Path], data: Path) -> None:
-    path = put("a.parquet", TOKENS[:2], label=["x", "y"], group=pa.array([0, 2**62], pa.timestamp("us")))
-    assert refusal(data).startswith(f"{path}: column 'group' (group_column) has a value of type timestamp[us] in row 1")
-
-
-def test_groups_need_not_be_utf8(put: Callable[..., Path], data: Path) -> None:
-    put("a.parquet", TOKENS[:2], label=["x", "y"], group=text(b"\xff", b"g"))
-    assert read_labelled(str(data)).splits.tolist() == splits_of_hashes(hash_keys([b"\xff", b"g"])).tolist()
-
-
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.null()), pa.large_list(pa.null()), pa.list_(pa.null(), 2), pa.null()], ids=str
 )
-def test_file_without_any_token_has_rows_that_cannot_be_scored(
-    kind: pa.DataType, put: Callable[..., Path], data: Path
-) -> None:
+def test_file_without_any_token_has_rows_that_cannot_be_scored(kind: pa.DataType, put: Put, data: Path) -> None:
     put("a.parquet", TOKENS[:2], label=["x", "y"])
     put("b.parquet", pa.array([None, None if pa.types.is_null(kind) else [None, None]], kind), label=["x", "y"])
     rows = read_labelled(str(data))
     assert (len(rows), rows.num_unusable) == (2, 2)
 
 
-def test_rows_outside_the_vocabulary_are_counted_and_most_of_them_are_refused(
-    put: Callable[..., Path], data: Path
-) -> None:
+def test_rows_outside_the_vocabulary_are_counted_and_most_of_them_are_refused(put: Put, data: Path) -> None:
     put("a.parquet", pa.array([[1], [2], [300, 1], [999, None], None]), label=["x", "y", "x", "x", "y"])
     put("b.parquet", pa.array([[3], [400], [70_000]]), label=["x", "y", None])
     rows = read_labelled(str(data))
@@ -352,7 +306,7 @@ def test_rows_outside_the_vocabulary_are_counted_and_most_of_them_are_refused(
     )
 
 
-def test_content_has_the_same_side_in_every_vocabulary(put: Callable[..., Path], data: Path) -> None:
+def test_content_has_the_same_side_in_every_vocabulary(put: Put, data: Path) -> None:
     put("a.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "y"] * 100)
     put("b.parquet", pa.array([[300, 1], [300, 2]]), label=["x", "y"])
     narrow, wide = read_labelled(str(data)), read_labelled(str(data), rules=TokenRules(65_535))
@@ -360,7 +314,7 @@ def test_content_has_the_same_side_in_every_vocabulary(put: Callable[..., Path],
     assert len(set(wide.contents.tolist())) == 202
 
 
-def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Callable[..., Path], data: Path) -> None:
+def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS[:2], label=["x", "y"])
     for name in ("b", "c", "d"):
         (data / f"{name}.parquet").write_text("no Parquet")
@@ -369,7 +323,7 @@ def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Call
     assert message.endswith("(2 more files can't be read either)")
 
 
-def test_several_sources_are_read_in_order_and_no_file_twice(put: Callable[..., Path], data: Path) -> None:
+def test_several_sources_are_read_in_order_and_no_file_twice(put: Put, data: Path) -> None:
     first = put("one/a.parquet", [b"1"], label=["x"])
     put("two/b.parquet", [b"2", b"3"], label=["y", "y"])
     rows = read_labelled([str(data / "one"), str(data / "two"), str(first), str(data)])
@@ -377,7 +331,7 @@ def test_several_sources_are_read_in_order_and_no_file_twice(put: Callable[..., 
     assert rows.files == (str(first), str(data / "two/b.parquet"))
 
 
-def test_rows_are_named_by_their_file_and_position_there(put: Callable[..., Path], data: Path) -> None:
+def test_rows_are_named_by_their_file_and_position_there(put: Put, data: Path) -> None:
     put("a.parquet", [b"1", None, b"3"], label=["x", "y", "y"], row_group_size=1)
     put("b.parquet", [b"4", b"5"], label=[None, "x"])
     rows = read_labelled(str(data))
@@ -388,7 +342,7 @@ def test_rows_are_named_by_their_file_and_position_there(put: Callable[..., Path
     ]
 
 
-def test_only_dates_of_the_range_are_read(put: Callable[..., Path], data: Path) -> None:
+def test_only_dates_of_the_range_are_read(put: Put, data: Path) -> None:
     for day in range(1, 6):
         put(f"date=2026-11-0{day}/a.parquet", [b"%d" % day] * 2, label=["x", "y"])
     put("date=__HIVE_DEFAULT_PARTITION__/a.parquet", [b"0"], label=["x"])
@@ -398,13 +352,13 @@ def test_only_dates_of_the_range_are_read(put: Callable[..., Path], data: Path) 
     assert len(read_labelled(str(data))) == 11
 
 
-def test_range_without_rows_is_refused(put: Callable[..., Path], data: Path) -> None:
+def test_range_without_rows_is_refused(put: Put, data: Path) -> None:
     put("date=2026-11-01/a.parquet", [b"1"], label=["x"])
     with pytest.raises(SourceError, match=rf"^The source {data} has no file from 2027-01-01 on\. Check the dates\.$"):
         read_labelled(str(data), dates=DateRange(since=date(2027, 1, 1)))
 
 
-def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Callable[..., Path], data: Path) -> None:
+def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS, label=["x", "y"] * 100, row_group_size=7)
     put("b.parquet", pa.array([list(tokens) for tokens in TOKENS]), label=["x", "z"] * 100)
     whole, spilled = read_labelled(str(data)), read_labelled(str(data), memory_bytes=16)
@@ -417,7 +371,7 @@ def test_more_tokens_than_memory_may_hold_give_the_same_rows(put: Callable[..., 
 
 @pytest.mark.parametrize("memory_bytes", [16, 1 << 20])
 def test_classes_with_too_few_rows_to_train_on_are_left_out_and_counted(
-    memory_bytes: int, put: Callable[..., Path], data: Path
+    memory_bytes: int, put: Put, data: Path
 ) -> None:
     splits = splits_of_hashes(hash_keys(TOKENS))
     to_train_on, to_test_on = int(np.flatnonzero(splits == TRAIN)[9]), int(np.flatnonzero(splits == TEST)[1])
@@ -434,9 +388,7 @@ def test_classes_with_too_few_rows_to_train_on_are_left_out_and_counted(
     assert rows.positions.tolist() == kept
 
 
-def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(
-    put: Callable[..., Path], data: Path
-) -> None:
+def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS[4:8], label=["x", "x", "x", "y"])
     with pytest.raises(
         SourceError, match=r"has only 'x' in column 'label' \(y: too few rows to train on\); training needs"
@@ -444,7 +396,7 @@ def test_source_in_which_too_few_classes_are_left_is_refused_and_says_which(
         read_labelled(str(data), min_class_rows=2)
 
 
-def test_duplicates_across_groups_and_conflicting_labels_are_counted(put: Callable[..., Path], data: Path) -> None:
+def test_duplicates_across_groups_and_conflicting_labels_are_counted(put: Put, data: Path) -> None:
     groups = [f"g{number}" for number in range(200)]
     splits = splits_of_hashes(hash_keys(group.encode() for group in groups))
     tests, trains = np.flatnonzero(splits == TEST), np.flatnonzero(splits == TRAIN)

@@ -26,9 +26,28 @@ BERLIN = pa.timestamp("us", "Europe/Berlin")
 WORDS = pa.dictionary(pa.int32(), pa.string())
 
 
+Made = Callable[..., str]
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     return Output(Location.parse(tmp_path / "out"), OutputSettings(columns=Columns(keep=("x",))))
+
+
+@pytest.fixture
+def made(data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]) -> Made:
+    """made(name, tokens, **columns): writes a file, scores the dataset; gives the file's predictions."""
+
+    def make(name: str, tokens: object = (b"ab", b"c"), **columns: object) -> str:
+        put(name, tokens, **columns)
+        score(data, output)
+        return output.predictions(name).path
+
+    return make
+
+
+def problems(data: Path, output: Output) -> list[str]:
+    return [str(each) for each in verify_output(plan_output(str(data), existing_output(output.root.path))).problems]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,7 @@ def test_all_files_have_the_types_of_the_first_run(
     folder = f"{output.root.path}/predictions"
     assert duckdb.sql(f"SELECT id FROM '{folder}/*.parquet'").fetchall()[:2] == [("1",), ("2",)]
     assert pl.read_parquet(f"{folder}/*.parquet")["x"].to_list() == ["a", "b", None, None, "a", "c", "d", "e"]
-    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+    assert problems(data, output) == []
 
 
 @pytest.mark.parametrize(
@@ -152,20 +171,13 @@ def test_all_files_have_the_types_of_the_first_run(
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
 def test_what_is_kept_can_be_read_by_other_readers(
-    values: pa.Array,
-    expected: object,
-    data: Path,
-    output: Output,
-    put: Callable[..., Path],
-    score: Callable[..., object],
+    values: pa.Array, expected: object, data: Path, output: Output, made: Made
 ) -> None:
-    put("a.parquet", [b"a"], x=values)
-    score(data, output)
-    place = output.predictions("a.parquet").path
+    place = made("a.parquet", [b"a"], x=values)
     assert pl.read_parquet(place)["x"].to_list() == [expected]
     assert duckdb.sql(f"SELECT x FROM '{place}'").fetchall() == [(expected,)]
     assert len(pd.read_parquet(place)["x"]) == 1
-    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+    assert problems(data, output) == []
 
 
 def test_sparks_timestamps_are_read_in_microseconds(data: Path, output: Output, score: Callable[..., object]) -> None:
@@ -180,7 +192,7 @@ def test_sparks_timestamps_are_read_in_microseconds(data: Path, output: Output, 
     assert pl.read_parquet(place)["id"].to_list() == times
     assert duckdb.sql(f"SELECT id, x.t FROM '{place}'").fetchall() == [(time, time) for time in times]
     assert pd.read_parquet(place)["id"].dtype == "datetime64[us]"
-    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+    assert problems(data, output) == []
 
 
 def text(*values: bytes | None) -> pa.Array:
@@ -191,30 +203,23 @@ def text(*values: bytes | None) -> pa.Array:
 @pytest.mark.parametrize("of", ["id", "x"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_row_whose_id_or_kept_text_is_not_utf8_has_an_error_and_the_output_is_read(
-    of: str, nested: bool, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+    of: str, nested: bool, data: Path, output: Output, made: Made
 ) -> None:
     bad = text(b"ok", b"\xff\xfe", None, b"caf\xc3\xa9", b"\xc3")
     columns = {"id": pa.array(range(5)), "x": pa.array(range(5))}
     columns[of] = bad
     if nested and of == "x":
         columns["x"] = pa.StructArray.from_arrays([bad], ["t"])
-    put("a.parquet", [b"a", b"b", b"c", b"d", None], **columns)
-    score(data, output)
-    place = output.predictions("a.parquet").path
+    place = made("a.parquet", [b"a", b"b", b"c", b"d", None], **columns)
     frame = pl.read_parquet(place)
     assert frame["error"].to_list() == [None, f"{of} is not UTF-8", None, None, f"{of} is not UTF-8"]
     assert frame["prediction"].is_null().to_list() == [False, True, False, False, True]
     found = [row[0] if isinstance(row[0], str | None) else row[0]["t"] for row in frame.select(of).rows()]
     assert found == ["ok", None, None, "café", None]
     assert duckdb.sql(f"SELECT count({of}), count(prediction) FROM '{place}'").fetchall() in ([(2, 3)], [(3, 3)])
-    assert storage.open_attention(output.root.path).collect()["weights"].is_null().to_list() == [
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
-    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+    weights = storage.open_attention(output.root.path).collect()["weights"]
+    assert weights.is_null().to_list() == [False, True, False, False, True]
+    assert problems(data, output) == []
 
 
 @pytest.mark.parametrize(
@@ -229,17 +234,10 @@ def test_row_whose_id_or_kept_text_is_not_utf8_has_an_error_and_the_output_is_re
     ids=str,
 )
 def test_kept_column_that_is_what_its_partition_says_is_in_the_path_alone(
-    partition: str,
-    column: pa.Array,
-    data: Path,
-    output: Output,
-    put: Callable[..., Path],
-    score: Callable[..., object],
+    partition: str, column: pa.Array, data: Path, output: Output, made: Made
 ) -> None:
-    put(f"{partition}/a.parquet", x=column, id=["a", "b"])
-    score(data, output)
-    assert "x" not in pq.ParquetFile(output.predictions(f"{partition}/a.parquet").path).schema_arrow.names
-    assert verify_output(plan_output(str(data), existing_output(output.root.path))).problems == ()
+    assert "x" not in pq.ParquetFile(made(f"{partition}/a.parquet", x=column, id=["a", "b"])).schema_arrow.names
+    assert problems(data, output) == []
 
 
 @pytest.mark.parametrize(
@@ -253,59 +251,40 @@ def test_kept_column_that_is_what_its_partition_says_is_in_the_path_alone(
     ids=str,
 )
 def test_kept_column_with_other_values_than_its_partition_is_refused_and_not_lost(
-    partition: str,
-    column: pa.Array,
-    row: int,
-    data: Path,
-    output: Output,
-    put: Callable[..., Path],
-    score: Callable[..., object],
+    partition: str, column: pa.Array, row: int, made: Made
 ) -> None:
-    put(f"{partition}/a.parquet", x=column)
     with pytest.raises(FileError, match=f"^column 'x' has another value in row {row} than the partition x="):
-        score(data, output)
+        made(f"{partition}/a.parquet", x=column)
 
 
-def test_file_that_does_not_fit_fails_with_both_types(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", id=pa.array([0, 1], pa.timestamp("us")), x=[1, 2])
-    score(data, output)
-    put("b.parquet", x=[1, 2])
+def test_file_that_does_not_fit_fails_with_both_types(made: Made) -> None:
+    made("a.parquet", id=pa.array([0, 1], pa.timestamp("us")), x=[1, 2])
     with pytest.raises(FileError, match=r"'id' is int64 here \(row numbers, .*\), and timestamp\[us\] in this output"):
-        score(data, output)
+        made("b.parquet", x=[1, 2])
 
 
-def test_output_made_before_types_were_recorded_keeps_those_of_its_files(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", id=pa.array([1, 2], pa.int32()), x=["a", "b"])
-    score(data, output)
+def test_output_made_before_types_were_recorded_keeps_those_of_its_files(output: Output, made: Made) -> None:
+    made("a.parquet", id=pa.array([1, 2], pa.int32()), x=["a", "b"])
     place = Path(output.root.path) / "_dataset.json"
     recorded = json.loads(place.read_text())
     types = recorded.pop("types"), recorded.pop("arrow_schema")
     place.write_text(json.dumps(recorded))
-    put("0.parquet", id=[7, 8], x=["c", "d"])
-    score(data, output)
+    second = made("0.parquet", id=[7, 8], x=["c", "d"])
     assert (json.loads(place.read_text())["types"], json.loads(place.read_text())["arrow_schema"]) == types
-    assert pq.read_schema(output.predictions("0.parquet").path).field("id").type == pa.int32()
+    assert pq.read_schema(second).field("id").type == pa.int32()
     place.write_text(json.dumps(recorded | {"types": {}, "arrow_schema": "?"}))
     with pytest.raises(OutputError, match=r"_dataset\.json is damaged \(.*\)\. Restore it or write elsewhere\.$"):
         existing_output(output.root.path)
 
 
-def test_file_of_another_type_is_found_by_verification(
-    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    put("a.parquet", id=pa.array([1, 2], pa.int32()), x=["a", "b"])
-    score(data, output)
-    for place in (output.predictions("a.parquet").path, output.attention("a.parquet").path):
+def test_file_of_another_type_is_found_by_verification(data: Path, output: Output, made: Made) -> None:
+    for place in (made("a.parquet", id=pa.array([1, 2], pa.int32()), x=["a", "b"]), output.attention("a.parquet").path):
         file = pq.ParquetFile(place)
         table = file.read().set_column(0, "id", pa.array([1, 2]))
         file.close()
         with pq.ParquetWriter(place, table.schema) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata({"attnlstm": file.metadata.metadata[b"attnlstm"].decode()})
-    problems = verify_output(plan_output(str(data), existing_output(output.root.path))).problems
-    assert [str(each).partition(":")[0] for each in problems] == ["predictions/a.parquet", "attention/a.parquet"]
-    assert all("has the columns id (int64)" in each.what and "expected id (int32)" in each.what for each in problems)
+    found = problems(data, output)
+    assert [each.partition(":")[0] for each in found] == ["predictions/a.parquet", "attention/a.parquet"]
+    assert all("has the columns id (int64)" in each and "expected id (int32)" in each for each in found)
