@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 from servers import end_shared_servers, shared_server
 
@@ -43,6 +44,9 @@ os.environ.update(
 # A busy machine is not a failing test, and what passed once must pass again.
 settings.register_profile("attnlstm", deadline=None, derandomize=True)
 settings.load_profile("attnlstm")
+# Hypothesis would also draw the constants in those of our modules that happen to be imported so far: other ones in
+# another order of tests, and more of them in the middle of a test that imports something.
+providers.is_local_module_file = lambda path: False
 
 
 def pytest_unconfigure() -> None:

@@ -25,9 +25,7 @@ def tree(tmp_path: Path) -> Path:
         date=2026-11-02/hour=7/part-0.parquet date=2026-11-02/_tmp/part-9.parquet
     """
     for name in names.split():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        put(root, name, content=name.encode())
     return root
 
 
@@ -112,30 +110,24 @@ def test_question_mark_in_a_uri_begins_its_query(tree: Path) -> None:
         find_source("s3://bucket/*.parquet?no_such_option=1")  # the query reaches the filesystem
 
 
-def test_brackets_in_the_name_of_an_existing_file_are_no_pattern(tree: Path) -> None:
-    (tree / "run[1].parquet").write_bytes(b"")
-    assert names_of(tree / "run[1].parquet") == ["run[1].parquet"]
-
-
-def test_bad_pattern_is_refused(tree: Path) -> None:
-    with pytest.raises(SourceError, match="is no valid pattern: bad character range"):
-        find_source(f"{tree}/[z-a].parquet")
-
-
-def test_bracket_pattern_takes_special_characters_as_they_are(tree: Path) -> None:
-    (tree / "x[y.parquet").write_bytes(b"")
+def test_brackets_in_names_are_what_they_are(tree: Path) -> None:
+    put(tree, "run[1].parquet", "x[y.parquet")
+    assert names_of(tree / "run[1].parquet") == ["run[1].parquet"]  # which exists, and so is no pattern
     assert names_of(f"{tree}/x[[&]y.parquet") == ["x[y.parquet"]
 
 
-def test_missing_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"The source .*/missing does not exist\. Check the path or URI\.$"):
-        find_source(str(tmp_path / "missing"))
-
-
-def test_folder_without_parquet_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(SourceError, match=r"holds no Parquet files: no name below it ends in \.parquet, \.parq, \.pq"):
-        find_source(str(tmp_path))
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing", r"The source .*/missing does not exist\. Check the path or URI\.$"),
+        ("_temporary/notes", r"holds no Parquet files: no name below it ends in \.parquet, \.parq, \.pq"),
+        ("[z-a].parquet", "is no valid pattern: bad character range"),
+    ],
+)
+def test_source_without_files_is_refused_with_what_was_looked_for(tree: Path, source: str, message: str) -> None:
+    put(tree / "_temporary/notes", "a.txt")
+    with pytest.raises(SourceError, match=message):
+        find_source(f"{tree}/{source}")
 
 
 def test_file_named_outright_is_taken_whatever_it_is_called(tree: Path) -> None:

@@ -82,33 +82,26 @@ def test_other_source_is_refused_with_the_way_out_for_one_that_moved(folder: Pat
         output(folder).check("/moved")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"format": "attn', b"\xff\xfe\x00", b"PAR1"])
-def test_damaged_record_is_refused(folder: Path, content: bytes) -> None:
-    output(folder).prepare("/data")
-    (folder / "_dataset.json").write_bytes(content)
-    with pytest.raises(OutputError, match=r"_dataset\.json is damaged \(.*\)\. Restore it or write elsewhere\.$"):
-        output(folder).check("/data")
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}'])
-def test_record_of_something_else_is_refused(folder: Path, content: str) -> None:
-    folder.mkdir()
-    (folder / "_dataset.json").write_text(content)
-    with pytest.raises(OutputError, match=r"_dataset\.json does not describe an attnlstm output"):
-        output(folder).check("/data")
-
-
-def test_newer_format_is_refused(folder: Path) -> None:
-    output(folder).prepare("/data")
-    record = json.loads((folder / "_dataset.json").read_text()) | {"format_version": 2}
-    (folder / "_dataset.json").write_text(json.dumps(record))
-    with pytest.raises(OutputError, match="format_version: 2 there, 1 asked for"):
-        output(folder).check("/data")
-
-
-def test_predictions_without_a_record_are_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *(
+            (damaged, r"_dataset\.json is damaged \(.*\)\. Restore it or write elsewhere\.$")
+            for damaged in (b"", b"{", b'{"format": "attn', b"\xff\xfe\x00", b"PAR1")
+        ),
+        *(
+            (other, r"_dataset\.json does not describe an attnlstm output")
+            for other in (b"[]", b"{}", b'{"format": "other"}')
+        ),
+        (b'{"format": "attnlstm", "format_version": 2}', "format_version: 2 there, 1 asked for"),
+        (None, r"has predictions but no _dataset\.json, so what made them can't be told"),
+    ],
+)
+def test_what_is_no_whole_record_of_ours_is_refused(folder: Path, content: bytes | None, message: str) -> None:
     (folder / "predictions").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"has predictions but no _dataset\.json, so what made them can't be told"):
+    if content is not None:
+        (folder / "_dataset.json").write_bytes(content)
+    with pytest.raises(OutputError, match=message):
         output(folder).check("/data")
 
 
