@@ -91,15 +91,15 @@ def evaluate(
     predicted = p.argmax(axis=1)
     confusion = confusion_of(predicted, labels, num_classes)
 
-    right = confusion.diagonal()
-    of_label, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
+    counts = np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
+    right, of_label, of_prediction = counts
     # A class that is nowhere has 0 of 0, which counts as 0.
     precision = right / np.maximum(of_prediction, 1)
     recall = right / np.maximum(of_label, 1)
-    f1 = _f1(confusion)
+    f1 = _f1(counts)
     return {
         "num_rows": num_rows,
-        **accuracy_and_macro_f1(confusion),
+        **accuracy_and_macro_f1(counts),
         "majority_accuracy": float(of_label.max() / num_rows),
         "log_loss": float(log_losses(p, labels).mean()),
         "auroc": auroc(p, labels),
@@ -135,15 +135,26 @@ def confusion_of(
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def accuracy_and_macro_f1(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
+def counts_by_class(
+    predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Counts (3, C): rows of a class that are right, that have it as label, and that have it as prediction.
+
+    predicted, labels: integers (N,) in 0 .. C - 1. Those of several parts add up, and are small with many classes.
+    """
+    each = (labels[predicted == labels], labels, predicted)
+    return np.stack([np.bincount(classes, minlength=num_classes) for classes in each])
+
+
+def accuracy_and_macro_f1(counts: npt.NDArray[np.int64]) -> dict[str, float]:
     """Share of right predictions, and the mean F1 over the classes among the labels.
 
-    confusion: (C, C) counts, row: label, column: prediction. Both are 0 where there are no rows.
+    counts: (3, C), as `counts_by_class` gives them. Both are 0 where there are no rows.
     """
-    of_label = confusion.sum(axis=1)
-    f1 = _f1(confusion)[of_label > 0]
+    right, of_label, _ = counts
+    f1 = _f1(counts)[of_label > 0]
     return {
-        "accuracy": float(confusion.trace() / max(1, confusion.sum())),
+        "accuracy": float(right.sum() / max(1, of_label.sum())),
         "macro_f1": float(f1.mean()) if len(f1) else 0.0,
     }
 
@@ -170,10 +181,10 @@ def auroc(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.intege
     return float(np.mean(areas))
 
 
-def _f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _f1(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """F1 of each class; one that is nowhere has 0 of 0, which counts as 0."""
-    of_label_or_prediction = confusion.sum(axis=1) + confusion.sum(axis=0)
-    f1: npt.NDArray[np.float64] = 2 * confusion.diagonal() / np.maximum(of_label_or_prediction, 1)
+    right, of_label, of_prediction = counts
+    f1: npt.NDArray[np.float64] = 2 * right / np.maximum(of_label + of_prediction, 1)
     return f1
 
 

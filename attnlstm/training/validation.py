@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.evaluation.calibration import fit_temperature, log_losses_of_logits
-from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1, counts_by_class
 
 REPEATS_CORRELATION = 0.1
 """So two equal rows count almost like two, and no number of them like more than ten."""
@@ -64,7 +64,7 @@ def validate(
     """
     if not np.isfinite(logits).all():
         raise FloatingPointError("the network gives logits that are not finite")
-    figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), labels, logits.shape[1]))
+    figures = accuracy_and_macro_f1(counts_by_class(logits.argmax(axis=1), labels, logits.shape[1]))
     calibrated = log_losses_of_logits(logits, labels, fit_temperature(logits, labels, weights))
     return Validated(
         loss=float(log_losses_of_logits(logits, labels).mean()),

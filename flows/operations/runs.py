@@ -3,9 +3,14 @@
 Knows neither how shards are handed out nor where a run is shown.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
 from flows.operations.score import ScoredShard, measure_drift
@@ -13,30 +18,54 @@ from storage.errors import SourceError
 from storage.input.shards import unreadable_in_words
 from storage.locations import without_credentials
 from storage.output.layout import Output
-from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest
+from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest, ShardRecord
 from storage.output.plan import Mode, OutputPlan, Pending, plan_output
 from storage.registry.checkpoints import StoredCheckpoint
+
+if TYPE_CHECKING:
+    from attnlstm.evaluation.drift import Observed
 
 
 @dataclass
 class ScoringOutcome:
-    """What the shards of a run gave. workers: how many there were at a time. seconds: from the first to the last."""
+    """What the shards of a run gave, added up as they come. workers: how many there were at a time.
+
+    seconds: from the first to the last. predictions: rows by predicted class. label_counts: as `ScoredShard` has them.
+    observed: what there is to tell drift by. The last two are None where no shard has any.
+    """
 
     workers: int
     engine: str = ""
     seconds: float = 0.0
-    scored: list[ScoredShard] = field(default_factory=list)
+    records: list[ShardRecord] = field(default_factory=list)
     failures: list[FailureRecord] = field(default_factory=list)
+    predictions: Counter[str] = field(default_factory=Counter)
+    label_counts: npt.NDArray[np.int64] | None = None
+    observed: "Observed | None" = None
+
+    def add(self, results: Iterable[ScoredShard | FailureRecord]) -> None:
+        """Count what some shards gave."""
+        for result in results:
+            if isinstance(result, FailureRecord):
+                self.failures.append(result)
+                continue
+            self.engine = self.engine or result.engine
+            self.records.append(result.record)
+            self.predictions.update(result.predictions)
+            if result.label_counts is not None:
+                self.label_counts = result.label_counts + (0 if self.label_counts is None else self.label_counts)
+            if self.observed is None:
+                self.observed = result.observed
+            elif result.observed is not None:
+                self.observed.merge(result.observed)
 
     def num_rows_and_errors(self) -> tuple[int, int]:
         """Rows that were scored, and those of them that have no prediction."""
-        records = [scored.record for scored in self.scored]
-        return sum(each.num_rows for each in records), sum(sum(each.errors.values()) for each in records)
+        return sum(each.num_rows for each in self.records), sum(sum(each.errors.values()) for each in self.records)
 
     def evaluation(self) -> dict[str, float] | None:
         """Measures against the true classes; None where no shard has any."""
-        tables = [scored.confusion for scored in self.scored if scored.confusion is not None]
-        return accuracy_and_macro_f1(sum(tables[1:], start=tables[0])) if tables else None
+        return None if self.label_counts is None else accuracy_and_macro_f1(self.label_counts)
 
 
 @dataclass(frozen=True)
@@ -73,16 +102,17 @@ class PlannedRun:
             workers=outcome.workers,
             num_up_to_date=len(self.plan.shards) - len(self.pending),
             seconds=round(outcome.seconds, 3),
-            shards=tuple(sorted((scored.record for scored in outcome.scored), key=lambda record: record.name)),
+            shards=tuple(sorted(outcome.records, key=lambda record: record.name)),
             failures=(
                 *(FailureRecord(file.file, file.reason) for file in self.plan.unreadable),
                 *sorted(outcome.failures, key=lambda failure: failure.name),
             ),
             evaluation=outcome.evaluation(),
-            drift=measure_drift(self.stored.card.drift, (scored.observed for scored in outcome.scored)),
+            drift=measure_drift(self.stored.card.drift, [outcome.observed]),
             passed_over=source.passed_over[:FIRST_PASSED_OVER],
             num_passed_over=len(source.passed_over),
             notes=self.plan.notes,
+            predictions=dict(outcome.predictions),
         )
 
 

@@ -3,6 +3,7 @@
 Where storage and the model meet. Knows nothing about Prefect.
 """
 
+import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attnlstm.evaluation.metrics import confusion_of
+from attnlstm.evaluation.metrics import counts_by_class
 from storage.errors import FileError, StorageError
 from storage.input.columns import column_or_partition
 from storage.input.reading import decode_rows, read_shard
@@ -22,7 +23,7 @@ from storage.input.shards import Shard
 from storage.input.tokens import TokenRows, TokenRules
 from storage.locations import Location
 from storage.output.layout import Output
-from storage.output.manifests import FIRST_ERRORS, FailureRecord, ShardRecord
+from storage.output.manifests import CLASSES_OF_SHARD, FIRST_ERRORS, FailureRecord, ShardRecord
 from storage.output.plan import Pending
 from storage.output.predictions import write_shard
 from storage.overlap import read_ahead, write_behind
@@ -73,13 +74,15 @@ class ScoringJob:
 class ScoredShard:
     """What scoring a shard gave.
 
-    engine: what computed it, and where. confusion: (num_classes, num_classes) counts, true by predicted class.
+    engine: what computed it, and where. predictions: rows by predicted class. label_counts: of the rows whose label the
+    checkpoint knows, as `counts_by_class` has them; None without labels.
     observed: counts to tell drift by, where the checkpoint's card has a reference for them.
     """
 
     record: ShardRecord
     engine: str
-    confusion: npt.NDArray[np.int64] | None
+    predictions: dict[str, int]
+    label_counts: npt.NDArray[np.int64] | None
     observed: "Observed | None"
 
 
@@ -241,7 +244,7 @@ class _Tally:
         self._classes = classes
         self._observed = Observed(drift_reference) if drift_reference else None
         self._predicted = np.zeros(len(classes), np.int64)
-        self._confusion: npt.NDArray[np.int64] | None = None
+        self._label_counts: npt.NDArray[np.int64] | None = None
         self._errors: dict[str, int] = {}
         self._first_errors: dict[str, list[int]] = {}
         self._rows = self._tokens = self._truncated = 0
@@ -261,8 +264,8 @@ class _Tally:
             names = labels.cast(pa.string()).filter(pa.array(rows.usable))
             codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
             known = ~np.isnan(codes.astype(np.float64))
-            counts = confusion_of(winners[known], codes[known], num_classes)
-            self._confusion = counts if self._confusion is None else self._confusion + counts
+            counts = counts_by_class(winners[known], codes[known].astype(np.int64), num_classes)
+            self._label_counts = counts if self._label_counts is None else self._label_counts + counts
 
     def _add_errors(self, rows: TokenRows) -> None:
         for count in pc.value_counts(rows.errors.drop_null()).to_pylist():
@@ -275,6 +278,8 @@ class _Tally:
 
     def scored(self, shard: Shard, reason: str, engine: str, seconds: float) -> ScoredShard:
         pairs = zip(self._classes, self._predicted.tolist(), strict=True)
+        predictions = {name: count for name, count in pairs if count}
+        commonest = set(heapq.nlargest(CLASSES_OF_SHARD, predictions, key=lambda name: predictions[name]))
         record = ShardRecord(
             name=shard.name,
             reason=reason,
@@ -282,7 +287,7 @@ class _Tally:
             num_tokens=self._tokens,
             num_truncated=self._truncated,
             errors=dict(sorted(self._errors.items())),
-            predictions={name: count for name, count in pairs if count},
+            predictions={name: count for name, count in predictions.items() if name in commonest},
             seconds=round(seconds, 3),
             file=shard.file,
             first_errors={
@@ -290,7 +295,7 @@ class _Tally:
                 for error, places in sorted(self._first_errors.items())
             },
         )
-        return ScoredShard(record, engine, self._confusion, self._observed)
+        return ScoredShard(record, engine, predictions, self._label_counts, self._observed)
 
 
 def measure_drift(reference: dict[str, Any] | None, observed: Iterable["Observed | None"]) -> dict[str, Any] | None:

@@ -121,6 +121,7 @@ def run_summary(manifest: RunManifest) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "up_to_date": manifest.num_up_to_date,
         "failed": len(manifest.failures),
+        "passed_over": manifest.num_passed_over,
         "drifted": manifest.drift["drifted"] if manifest.drift else [],
     }
 

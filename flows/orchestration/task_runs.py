@@ -134,9 +134,7 @@ def score_all(
             reason = f"{type(results).__name__}: {results}"
             outcome.failures += [FailureRecord(each.shard.name, reason) for each in bundle]
         else:
-            outcome.scored += [result for result in results if isinstance(result, ScoredShard)]
-            outcome.failures += [result for result in results if isinstance(result, FailureRecord)]
-            outcome.engine = outcome.engine or next((scored.engine for scored in outcome.scored), "")
+            outcome.add(results)
         progress.advance(0 if workers.in_process else sum(each.shard.num_rows for each in bundle))
 
     run_all(deque(_bundles(pending)), submit, collect, limit=workers.limit, progress=progress)

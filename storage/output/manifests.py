@@ -14,15 +14,17 @@ from storage.output.layout import RUNS
 # Enough to find out what is wrong with a file; every such row has its error in the output.
 FIRST_ERRORS = 5
 FIRST_PASSED_OVER = 100
+# Classes that are counted for each shard by itself: with thousands of both, all would be more than a record can hold.
+CLASSES_OF_SHARD = 100
 
 
 @dataclass(frozen=True)
 class ShardRecord:
     """One scored shard. num_tokens: tokens that were scored. errors: rows without a prediction, by reason.
 
-    predictions: rows by predicted class. seconds: from opening the input to the commit. file: the input file.
-    first_errors: of each reason, the positions in that file, from 0, of the first FIRST_ERRORS rows. Manifests that
-    older versions wrote have neither.
+    predictions: rows by predicted class, of the CLASSES_OF_SHARD commonest ones. seconds: from opening the input to the
+    commit. file: the input file. first_errors: of each reason, the positions in that file, from 0, of the first
+    FIRST_ERRORS rows. Manifests that older versions wrote have neither.
     """
 
     name: str
@@ -52,7 +54,8 @@ class RunManifest:
     evaluation: accuracy and macro-F1 against the label column, where one was named. drift: how far the rows that
     were scored are from those that the checkpoint was measured on, where its card says what these looked like.
     passed_over: files and folders of the source that are not read, the first FIRST_PASSED_OVER of `num_passed_over`.
-    notes: what is worth a word although nothing failed.
+    notes: what is worth a word although nothing failed. predictions: rows by predicted class, for the totals; None if
+    the shards have all of them.
     """
 
     run_id: str
@@ -77,6 +80,7 @@ class RunManifest:
     passed_over: tuple[PassedOver, ...] = ()
     num_passed_over: int = 0
     notes: tuple[str, ...] = ()
+    predictions: dict[str, int] | None = None
     totals: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +91,9 @@ class RunManifest:
             "truncated": sum(shard.num_truncated for shard in self.shards),
             "tokens": tokens,
             "tokens_per_second": round(tokens / self.seconds) if self.seconds and tokens else 0,
-            "predictions": _added(shard.predictions for shard in self.shards),
+            "predictions": _added(shard.predictions for shard in self.shards)
+            if self.predictions is None
+            else _added([self.predictions]),
         }
         object.__setattr__(self, "totals", totals)
 
@@ -103,7 +109,9 @@ def manifest_path(run_id: str) -> str:
 
 def write_manifest(output: Location, manifest: RunManifest) -> None:
     """Keep the manifest in the output folder, under the run's id."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    fields = asdict(manifest)
+    del fields["predictions"]  # as in the totals
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     (output / manifest_path(manifest.run_id)).write_bytes(text.encode())
 
 
@@ -113,7 +121,7 @@ def read_manifest(output: Location, run_id: str) -> RunManifest | None:
         fields = json.loads((output / manifest_path(run_id)).read_bytes())
     except FileNotFoundError:
         return None
-    del fields["totals"]
+    fields["predictions"] = fields.pop("totals")["predictions"]
     fields["shards"] = tuple(ShardRecord(**shard) for shard in fields["shards"])
     fields["failures"] = tuple(FailureRecord(**failure) for failure in fields["failures"])
     fields["passed_over"] = tuple(PassedOver(**each) for each in fields.get("passed_over", ()))

@@ -17,7 +17,7 @@ import torch
 from attnlstm.config import ModelConfig
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.evaluation.calibration import log_losses_of_logits
-from attnlstm.evaluation.metrics import accuracy_and_macro_f1, confusion_of
+from attnlstm.evaluation.metrics import accuracy_and_macro_f1, counts_by_class
 from attnlstm.process import num_cores
 from attnlstm.training.loop import train
 from attnlstm.training.rows import LabelledSequences, crop
@@ -102,7 +102,7 @@ def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) 
     train_rows, validation_rows, test_rows = rows.sides
     result = train(config, settings, train_rows, validation_rows, network=network)
     logits = TorchEngine(result.network, settings.device, num_cores()).logits(test_rows.values, test_rows.offsets)
-    figures = accuracy_and_macro_f1(confusion_of(logits.argmax(axis=1), test_rows.labels, len(rows.classes)))
+    figures = accuracy_and_macro_f1(counts_by_class(logits.argmax(axis=1), test_rows.labels, len(rows.classes)))
     return Outcome(
         variant=pooling,
         seed=settings.seed,
