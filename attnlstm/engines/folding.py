@@ -47,7 +47,7 @@ def padded(hidden_size: int, at_least: int) -> int:
 
 
 def fold(weights: Weights, config: ModelConfig, H: int, *, sigmoid_scale: float) -> Folded:
-    """The folded weights of an additive network.
+    """The folded weights of a network; the score of another attention than the additive one is 0.
 
     sigmoid_scale: what the sums of the gates i, f and o are multiplied by, for kernels that compute a sigmoid
     from another function: 0.5 for sigmoid(x) = (1 + tanh(x / 2)) / 2.
@@ -69,7 +69,9 @@ def fold(weights: Weights, config: ModelConfig, H: int, *, sigmoid_scale: float)
             projections.append(np.concatenate([gates(bias[None]), _pad_states(gates(inputs), H)]))
         recurrents.append(_pad_rows(gates(weights[f"sequence.weight_hh_{name}"].T), H))
     # v . (W h + b) is (v W) . h plus a number that is the same for all tokens, which the softmax ignores.
-    score = _product(weights["attention.dot_product.weight"], weights["attention.qk_weights.weight"])
+    score = np.zeros((1, 2 * config.hidden_size))
+    if config.attention == "additive":
+        score = _product(weights["attention.dot_product.weight"], weights["attention.qk_weights.weight"])
     return Folded(
         np.stack(table),
         np.stack(projections).reshape(-1, 2, 1 + 2 * H, 4, H) if projections else np.empty((0, 2, 1 + 2 * H, 4, H)),

@@ -1,5 +1,6 @@
 """The engine that runs the network itself, on a CPU or on a CUDA device, of any size.
 
+Of a multihead network only the attention is what torch is best at: on a CPU the fused kernel computes its LSTM.
 Owns the size of batches, what happens when one does not fit in memory, and the threads that share them. Knows
 nothing about the network but its forward pass.
 
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +23,13 @@ from torch import Tensor
 
 from attnlstm.batching import check_ragged, plan_batches, plan_pieces
 from attnlstm.engines import Device, Precision, Scores
+from attnlstm.engines.fused_cpu import layers_fit
 from attnlstm.engines.transfers import CALLS_AT_ONCE, Arrays, Transfers, narrow
 from attnlstm.network import AttentionLSTM
 from attnlstm.process import worker_threads
+
+if TYPE_CHECKING:
+    from attnlstm.engines.fused_cpu.layers import FusedLayers
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +95,7 @@ class TorchEngine:
         self.device = resolve_device(device)
         self.precision: Precision = precision
         self._network = _copy(network, _dtype(precision, self.device)).to(self.device)
+        self._layers = _fused_layers(network, self.device, precision)
         self._workers = worker_threads(threads if self.device == "cpu" else CALLS_AT_ONCE, "torch-engine")
         self._most_tokens: float = float("inf")
         self._halving = threading.Lock()
@@ -208,9 +215,28 @@ class TorchEngine:
         is_token = step < lengths[:, None]
         at = begins + step.clamp(max=lengths[:, None] - 1)
         token_ids = rows.tokens[at].int().masked_fill_(~is_token, self._network.config.padding_id)
-        logits, weights = self._network(token_ids, lengths)
+        if self._layers is None:
+            logits, weights = self._network(token_ids, lengths)
+        else:
+            offsets = np.concatenate(([0], np.cumsum(lengths.numpy())))
+            states = torch.zeros(*is_token.shape, 2 * self._network.config.hidden_size)
+            states[is_token] = torch.from_numpy(self._layers.states(token_ids[is_token].numpy(), offsets))
+            context, weights = self._network.pool(states, is_token)
+            logits = self._network.mlp(context)
         rows.logits[batch] = logits
         rows.weights.scatter_(0, at.masked_fill_(~is_token, len(rows.tokens)).flatten(), weights.flatten())
+
+
+def _fused_layers(network: AttentionLSTM, device: str, precision: Precision) -> "FusedLayers | None":
+    """The LSTM layers of a multihead network as the fused engine computes them, where it can."""
+    # A network of one's own may compute something else.
+    if type(network) is not AttentionLSTM or network.config.attention != "multihead":
+        return None
+    if device != "cpu" or precision != "float32" or layers_fit(network.config) is not None:
+        return None
+    from attnlstm.engines.fused_cpu.layers import FusedLayers
+
+    return FusedLayers(network)
 
 
 def _copy(network: AttentionLSTM, dtype: torch.dtype) -> AttentionLSTM:

@@ -1,13 +1,12 @@
 """The engine for a CPU: the whole forward pass in one kernel over ragged rows.
 
-Owns what is prepared for the kernel: which networks fit, how weights are laid out, groups of rows, threads, and that
-equal rows are computed once. Knows nothing about how rows are computed, which is `kernel`'s, or how weights fold,
-which is `folding`'s. Numba is imported when an engine is made, not with this file.
+Owns which networks fit, groups of rows, threads, and that equal rows are computed once. Knows nothing about how
+weights are laid out, which is `layers`'s, or how rows are computed, which is `kernel`'s. Numba is imported when an
+engine is made, not with this file.
 
 Shape letters: H hidden size, D that padded to whole vectors, L layers, V vocabulary, N rows, C classes.
 """
 
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from attnlstm.batching import check_ragged
 from attnlstm.config import ModelConfig
 from attnlstm.engines import Precision, Scores
-from attnlstm.engines.folding import Doubles, Folded, fold, fold_classifier, weights_of
+from attnlstm.engines.folding import Doubles
 from attnlstm.process import worker_threads
 
 if TYPE_CHECKING:
@@ -50,11 +49,16 @@ def fits(config: ModelConfig) -> str | None:
     """None if this engine can run such a network, otherwise why it can't."""
     if config.attention != "additive":
         return "multihead attention compares all pairs of tokens: matrix products, which torch is best at"
+    return layers_fit(config)
+
+
+def layers_fit(config: ModelConfig) -> str | None:
+    """As `fits`, of a network's LSTM layers, whatever its attention."""
     if config.hidden_size > LARGEST_HIDDEN_SIZE:
         return (
             f"hidden_size is {config.hidden_size}; above {LARGEST_HIDDEN_SIZE} torch's own kernel is at least as fast"
         )
-    table_bytes = 2 * config.num_embeddings * 4 * _padded(config.hidden_size) * 4
+    table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size) * 4
     if table_bytes > LARGEST_TABLE_BYTES:
         return (
             f"num_embeddings is {config.num_embeddings}, which makes a folded table of {table_bytes >> 20} MiB; "
@@ -96,24 +100,14 @@ class FusedCpuEngine:
         reason = fits(config)
         if reason is not None:
             raise ValueError(f"the {self.name} engine can't run this network: {reason}")
-        from attnlstm.engines.fused_cpu import kernel
         from attnlstm.engines.fused_cpu.equal_rows import EqualRows
-        from attnlstm.engines.fused_cpu.tile import SLOT_FIELDS
+        from attnlstm.engines.fused_cpu.layers import FusedLayers
 
         self._config = config
         self._workers = worker_threads(threads, self.name)
         self._num_threads = threads
-        self._size = _padded(config.hidden_size)
-        self._lanes = kernel.LANES
-        self._slot_fields = SLOT_FIELDS
-        self._score_rows = kernel.compile_score_rows()
         self._equal_rows = EqualRows
-        weights = weights_of(network)
-        # The kernel's sigmoid is a tanh: (1 + tanh(x / 2)) / 2.
-        folded = fold(weights, config, self._size, sigmoid_scale=0.5)
-        self._kernel_weights = _lay_out(folded, config.hidden_size, self._lanes)
-        self._classifier = fold_classifier(weights, config, self._size)
-        self._scratch = threading.local()
+        self._layers = FusedLayers(network)
 
     def score(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> Scores:
         """See `Engine.score`."""
@@ -127,21 +121,17 @@ class FusedCpuEngine:
     def _run(self, values: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]) -> tuple[Scores, Doubles]:
         """Scores, and logits (N, C) divided by the temperature."""
         check_ragged(values, offsets, self._config.padding_id)
-        values = np.ascontiguousarray(values, np.int32)
+        tokens = np.ascontiguousarray(values, np.int32)
         offsets = np.ascontiguousarray(offsets, np.int64)
         logits = np.empty((len(offsets) - 1, self._config.num_classes))
         probabilities = np.empty(logits.shape, np.float32)
         attention_weights = np.empty(len(values), np.float32)
-        equal_rows = self._equal_rows(values, offsets)
+        equal_rows = self._equal_rows(tokens, offsets)
 
         def forward(rows: npt.NDArray[np.int64]) -> None:
-            num_tokens = int((offsets[rows + 1] - offsets[rows]).sum())
             logits_of_rows = np.empty((len(rows), self._config.num_classes))
             of_rows = np.empty(logits_of_rows.shape, np.float32)
-            self._score_rows(
-                values, offsets, rows, self._config.hidden_size, *self._kernel_weights, *self._classifier,
-                *self._scratch_of_thread(num_tokens), logits_of_rows, of_rows, attention_weights,
-            )  # fmt: skip
+            self._layers.score(tokens, offsets, rows, logits_of_rows, of_rows, attention_weights)
             logits[rows], probabilities[rows] = logits_of_rows, of_rows
 
         # The list runs the threads to the end; a failure in one is raised here.
@@ -151,7 +141,7 @@ class FusedCpuEngine:
 
     def _groups(self, lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         """Rows of each call of the kernel, longest first: of like lengths, so that the slots end together."""
-        token_bytes = self._num_buffers() * 2 * self._size * 4
+        token_bytes = self._layers.token_bytes
         # A few groups for each thread, so that all have work to the end.
         num_tokens = int(lengths[rows].sum())
         group_tokens = min(GROUP_BYTES // token_bytes, num_tokens // (4 * self._num_threads))
@@ -164,61 +154,10 @@ class FusedCpuEngine:
             yield order[start : start + num_rows]
             start += num_rows
 
-    def _num_buffers(self) -> int:
-        """Of states: one layer reads what the other writes."""
-        return min(self._config.num_layers, 2)
 
-    def _scratch_of_thread(self, num_tokens: int) -> tuple[npt.NDArray[np.int64], Floats, Floats, Floats]:
-        """Slots, states, cells and partial sums, kept by each thread: fresh memory costs more than it seems."""
-        states: Floats | None = getattr(self._scratch, "states", None)
-        size = num_tokens * 2 * self._size
-        if states is None or states.shape[1] < size:
-            self._scratch.states = aligned((self._num_buffers(), size))
-            self._scratch.rest = (
-                np.zeros((NUM_SLOTS, self._slot_fields), np.int64),
-                aligned((NUM_SLOTS, self._size)),
-                aligned((NUM_SLOTS, 4 * self._lanes)),
-            )
-        slots, cells, sums = self._scratch.rest
-        return slots, self._scratch.states, cells, sums
-
-
-def _padded(hidden_size: int) -> int:
+def padded(hidden_size: int) -> int:
+    """What one direction of a state takes, in floats."""
     return -(-hidden_size // STATE_LANES) * STATE_LANES
-
-
-def _lay_out(folded: Folded, hidden_size: int, lanes: int) -> tuple[Floats, ...]:
-    """Folded weights as the kernel takes them: by panels of `lanes` hidden units, without inputs that are padding."""
-    num_panels = -(-hidden_size // lanes)
-
-    def panels(matrix: Doubles) -> Doubles:  # (..., 4, D) to (..., panels, 4, lanes)
-        by_panel = matrix[..., : num_panels * lanes].reshape(*matrix.shape[:-1], num_panels, lanes)
-        return by_panel.swapaxes(-3, -2)
-
-    def by_inputs(matrix: Doubles) -> Doubles:  # (layers, 2, inputs, 4, D) to (layers, 2, panels, inputs * 4 * lanes)
-        moved = np.moveaxis(panels(matrix), 3, 2)
-        return moved.reshape(*moved.shape[:3], np.prod(moved.shape[3:]))
-
-    size = folded.recurrents.shape[-1]
-    below = folded.projections[:, :, 1:].reshape(len(folded.projections), 2, 2, size, 4, size)[:, :, :, :hidden_size]
-    below = below.reshape(len(below), 2, 2 * hidden_size, 4, size)
-    recurrents = folded.recurrents[:, :, :hidden_size]
-    biases = panels(folded.projections[:, :, 0])
-    table = panels(folded.table)
-    matrices = (
-        table.reshape(*table.shape[:2], num_panels * 4 * lanes),
-        biases.reshape(*biases.shape[:2], num_panels * 4 * lanes),
-        by_inputs(recurrents[:1]),
-        by_inputs(np.concatenate([below, recurrents[1:]], axis=2)),
-        folded.score,
-    )
-    return tuple(map(_single, matrices))
-
-
-def _single(matrix: Doubles) -> Floats:
-    single = aligned(matrix.shape)
-    single[...] = matrix
-    return single
 
 
 def aligned(shape: tuple[int, ...]) -> Floats:

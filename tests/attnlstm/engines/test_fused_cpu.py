@@ -184,8 +184,8 @@ def test_equal_rows_are_computed_once_and_score_alike(
     repeated = np.concatenate(parts), np.concatenate(([0], np.cumsum([len(part) for part in parts])))
     engine = FusedCpuEngine(network)
     computed = []
-    score_rows = engine._score_rows
-    monkeypatch.setattr(engine, "_score_rows", lambda *a: (computed.extend(a[2]), score_rows(*a)))
+    score = engine._layers.score
+    monkeypatch.setattr(engine._layers, "score", lambda *a: (computed.extend(a[2]), score(*a)))
     scores = engine.score(*repeated)
     assert sorted(computed) == [0, 1, 2, 4]
     check_scores(network, scores, *repeated)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from attnlstm.batching import plan_batches
 from attnlstm.engines import Precision, Scores, torch_engine
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
-from builders import check_scores
+from builders import check_scores, make_network
 
 LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
 
@@ -34,6 +35,22 @@ def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: Atten
     network.config = replace(network.config, temperature=1.7)
     rows = ragged(LENGTHS)
     check_scores(network, TorchEngine(network, "cpu", threads=2).score(*rows), *rows, 1e-5, torch.float32)
+
+
+def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel(ragged: Rows) -> None:
+    pytest.importorskip("numba")
+    network = make_network(hidden_size=11, attention="multihead")
+    values, offsets = ragged(LENGTHS)
+    fused, plain = TorchEngine(network, "cpu"), TorchEngine(network, "cpu")
+    assert fused._layers is not None
+    states = fused._layers.states(values.astype(np.int32), offsets)
+    for start, end in pairwise(offsets):
+        alone = fused._layers.states(values[start:end].astype(np.int32), np.array([0, end - start]))
+        assert alone.tobytes() == states[start:end].tobytes()
+    plain._layers = None
+    check_close(fused.score(values, offsets), plain.score(values, offsets), atol=1e-6)
+    for other in (TorchEngine(network, "cpu", precision="bfloat16"), TorchEngine(make_network(), "cpu")):
+        assert other._layers is None
 
 
 def test_pieces_put_each_row_in_its_place(
@@ -82,6 +99,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
         return forward(self, token_ids, lengths)
 
     monkeypatch.setattr(AttentionLSTM, "forward", limited)
+    monkeypatch.setattr(torch_engine, "_fused_layers", lambda *engine: None)  # as on a GPU
     return tried
 
 
