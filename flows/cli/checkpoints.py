@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from pydantic import Field
 
 from attnlstm.evaluation.comparison import Metric
@@ -23,6 +24,9 @@ from storage.registry.retention import prune as remove_old
 if TYPE_CHECKING:
     from flows.operations.promote import Compared
 
+RegistryPlace = Annotated[str, Parameter(help="Folder or URI of the checkpoint registry.")]
+WholeCard = Annotated[AsJson, Parameter(help="Print the whole card as JSON.")]
+
 _MEASURES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -33,13 +37,8 @@ _MEASURES = {
 }
 
 
-def list_checkpoints(*, registry: str = "registry", as_json: AsJson = False) -> int:
-    """List the checkpoints of a registry, oldest first. Reads their cards only.
-
-    Args:
-        registry: Folder or URI of the checkpoint registry.
-        as_json: Print JSON, for scripts.
-    """
+def list_checkpoints(*, registry: RegistryPlace = "registry", as_json: AsJson = False) -> int:
+    """List the checkpoints of a registry, oldest first. Reads their cards only."""
     opened = Registry.open(registry)
     alias = opened.alias()
     rows = [_row(opened, version, alias is not None and alias.version == version) for version in opened.versions()]
@@ -52,13 +51,11 @@ def list_checkpoints(*, registry: str = "registry", as_json: AsJson = False) -> 
     return DONE
 
 
-def show(checkpoint: str = CHAMPION, *, registry: str = "registry", as_json: AsJson = False) -> int:
+def show(checkpoint: str = CHAMPION, *, registry: RegistryPlace = "registry", as_json: WholeCard = False) -> int:
     """Show a checkpoint's figures, what it was trained on, and why it was promoted or not.
 
     Args:
         checkpoint: "champion" or a version.
-        registry: Folder or URI of the checkpoint registry.
-        as_json: Print the whole card as JSON.
     """
     opened = Registry.open(registry)
     card = opened.card(_version(opened, checkpoint))
@@ -68,25 +65,23 @@ def show(checkpoint: str = CHAMPION, *, registry: str = "registry", as_json: AsJ
     return DONE
 
 
-def promote(version: str, *, why: str = "promoted by hand", registry: str = "registry") -> int:
+def promote(version: str, *, why: str = "promoted by hand", registry: RegistryPlace = "registry") -> int:
     """Make a checkpoint the champion, whatever the judgement on it was.
 
     Args:
         version: Version of the registry.
         why: The reason, for the history.
-        registry: Folder or URI of the checkpoint registry.
     """
     Registry.open(registry).promote(version, why)
     printer().say(f"{version} is champion.")
     return DONE
 
 
-def rollback(*, why: str = "rolled back by hand", registry: str = "registry") -> int:
+def rollback(*, why: str = "rolled back by hand", registry: RegistryPlace = "registry") -> int:
     """Make the champion before this one champion again. What is rolled back is not promoted again by itself.
 
     Args:
         why: The reason, for the history.
-        registry: Folder or URI of the checkpoint registry.
     """
     alias = Registry.open(registry).roll_back(why)
     printer().say(f"{alias.version} is champion again; {alias.undone[0].version} is not.")
@@ -102,7 +97,7 @@ def compare(
     tokens_column: str = "tokens",
     label_column: str = "label",
     group_column: str = "group",
-    registry: str = "registry",
+    registry: RegistryPlace = "registry",
     as_json: AsJson = False,
 ) -> int:
     """Compare two checkpoints: what their cards say, or, given a source, both on the same held-out rows.
@@ -110,13 +105,11 @@ def compare(
     Args:
         a: "champion" or a version, the old one.
         b: "champion" or a version, the new one.
-        source: LabelledSequences Parquet, as for retrain. Both score its test rows.
+        source: Labelled Parquet, as for retrain. Both score its test rows.
         metric: What to compare them by: accuracy, macro_f1 or log_loss.
         tokens_column: Column with the tokens.
         label_column: Column with the class.
         group_column: Rows of one group stay on one side of the split.
-        registry: Folder or URI of the checkpoint registry.
-        as_json: Print JSON, for scripts.
     """
     opened = Registry.open(registry)
     if source is None:
@@ -133,7 +126,7 @@ def compare(
 
 def prune(
     *,
-    registry: str = "registry",
+    registry: RegistryPlace = "registry",
     keep: Annotated[int, Field(ge=1)] = 5,
     history: Annotated[int, Field(ge=1)] = 3,
     dry_run: bool = False,
@@ -142,11 +135,9 @@ def prune(
     """Remove old checkpoints, and what killed runs left. The champion stays in any case.
 
     Args:
-        registry: Folder or URI of the checkpoint registry.
         keep: The newest checkpoints stay, so many of them.
         history: The champions before this one stay, so many of them, for rollback.
         dry_run: Say what would be removed, and leave it.
-        as_json: Print JSON, for scripts.
     """
     opened = Registry.open(registry)
     choose = find_removable if dry_run else remove_old

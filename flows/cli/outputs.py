@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
+from cyclopts import Parameter
 from pydantic import Field
 
 from attnlstm.process import num_cores
@@ -25,6 +26,8 @@ from storage.output.side_by_side import Problem
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import Registry
 
+PlanAsJson = Annotated[bool, Parameter(name="--json")]
+
 # In the order in which they are read.
 _REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
 
@@ -32,7 +35,7 @@ _REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
 class PlanCommandOptions(PlanOptions):
     """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing."""
 
-    as_json: AsJson = option(False, "Print JSON, for scripts, with every shard.")
+    as_json: PlanAsJson = option(False, "Print JSON, for scripts, with every shard.")
 
 
 @takes(PlanCommandOptions)
@@ -74,7 +77,6 @@ def verify(
             outside the vocabulary is taken from the errors in the output.
         checkpoint: A folder with the checkpoint that scored it, if it is not in the registry.
         deep: Rows to score again and compare, the same ones each time. Needs the checkpoints.
-        as_json: Print JSON, for scripts.
     """
     planned = plan_output(source, existing_output(output))
     checkpoints = Checkpoints(Registry.open(registry), checkpoint)
@@ -108,7 +110,6 @@ def prune(source: str, output: str, *, dry_run: bool = False, as_json: AsJson = 
         source: Parquet file, folder or URI that was scored. With a glob, of inputs that are gone nothing is removed.
         output: Folder or URI of the output.
         dry_run: Say what would be removed, and leave it.
-        as_json: Print JSON, for scripts.
     """
     existing = existing_output(output)
     # Held for a dry run too: the files that a run is just writing look like leftovers.

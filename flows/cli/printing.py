@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-AsJson = Annotated[bool, Parameter(name="--json")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.")]
 
 # A terminal is for reading; the record has everything.
 MOST_LISTED = 20
