@@ -6,7 +6,7 @@ Knows nothing about rows: names, stamps and whether an input is there decide. In
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,16 +61,22 @@ def find_orphans(plan: OutputPlan) -> tuple[Removable, ...]:
     Attention of a planned shard that has no predictions yet is not an orphan. Which names a glob would have matched is
     not known, so with one nothing is said of inputs that are gone.
     """
+    source = plan.source
+    is_one_file = _is_one_file(source)
+    folder = os.path.dirname(source.scope) if is_one_file else source.scope
+    stem = source.scope.removesuffix(".parquet")
+    found = _orphans(plan, folder, lambda name: not is_one_file or stem in _stems(name))
+    return tuple(each for each in found if each.reason == "superseded" or not source.is_pattern)
+
+
+def _orphans(plan: OutputPlan, folder: str, may_be: Callable[[str], bool]) -> list[Removable]:
+    """Those below `folder`, in order of path. may_be: whether a file of this name is looked at, footer and all."""
     source, output = plan.source, plan.output
     planned = {shard.name for shard in plan.shards}
     named = {file.relative for file in source.files}
     unreadable = {file.file for file in plan.unreadable}
 
-    candidates = [
-        (path, name, num_bytes)
-        for path, name, num_bytes in _files(output, _folder_of(source))
-        if name not in planned and _in_scope(source, name)
-    ]
+    candidates = [each for each in _files(output, folder) if each[1] not in planned and may_be(each[1])]
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         made_from = dict(zip(candidates, pool.map(lambda each: _made_from(output, each[0]), candidates), strict=True))
         others = sorted({file for each in candidates for file in _inputs(each[1], made_from[each])} - named)
@@ -85,9 +91,8 @@ def find_orphans(plan: OutputPlan) -> tuple[Removable, ...]:
         if file and _is_one_file(source) and file != source.scope:
             continue  # of another input, whose name looks like a shard of this one
         reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
-        if reason == "superseded" or not plan.source.is_pattern:
-            found.append(Removable(path, reason, file, num_bytes))
-    return tuple(sorted(found))
+        found.append(Removable(path, reason, file, num_bytes))
+    return sorted(found)
 
 
 def find_leftovers(output: Output, scope: str = "") -> tuple[Removable, ...]:
@@ -128,25 +133,13 @@ def clear_superseded(plan: OutputPlan) -> tuple[str, ...]:
     To be called before scoring, with the scope of the plan's source held: an input that has grown or shrunk to another
     number of shards is then never there twice. Returns the paths removed, below the output's root.
     """
-    output = plan.output
     files = {shard.file for shard in plan.shards}
-    planned = {shard.name for shard in plan.shards}
     stems = {file.removesuffix(".parquet") for file in files}
     folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     # Names first: the footers of a large output are many, those of names that only other shards had are few.
-    candidates = [
-        (path, num_bytes)
-        for path, name, num_bytes in _files(output, folder)
-        if name not in planned and not stems.isdisjoint(_stems(name))
-    ]
-    with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        origins = pool.map(lambda each: _made_from(output, each[0]), candidates)
-        superseded = [
-            Removable(path, "superseded", file, num_bytes)
-            for (path, num_bytes), file in zip(candidates, origins, strict=True)
-            if file in files
-        ]
-    return remove(output, [*superseded, *find_leftovers(output, plan.source.scope)])
+    found = _orphans(plan, folder, lambda name: not stems.isdisjoint(_stems(name)))
+    superseded = [each for each in found if each.reason == "superseded"]
+    return remove(plan.output, [*superseded, *find_leftovers(plan.output, plan.source.scope)])
 
 
 def remove(output: Output, found: Iterable[Removable]) -> tuple[str, ...]:
@@ -187,14 +180,6 @@ def _files(output: Output, folder: str) -> list[tuple[str, str, int]]:
 
 def _is_one_file(source: Source) -> bool:
     return [file.relative for file in source.files] == [source.scope]
-
-
-def _folder_of(source: Source) -> str:
-    return os.path.dirname(source.scope) if _is_one_file(source) else source.scope
-
-
-def _in_scope(source: Source, name: str) -> bool:
-    return not _is_one_file(source) or source.scope.removesuffix(".parquet") in _stems(name)
 
 
 def _stems(name: str) -> set[str]:
