@@ -79,9 +79,10 @@ def _refuse_credentials(options: Options) -> None:
 
 def _run_flow(name: str, options: Options) -> "State[Any]":
     """The final state of a run of a flow in this process. Raises what ended it, if the state does not tell."""
-    server.begin_prefect()  # it starts while the flow is imported
-    flow: Any = getattr(importlib.import_module(f"flows.{name}"), name)
-    server.start_prefect()
+    with server.without_collecting():
+        server.begin_prefect()  # it starts while the flow is imported
+        flow: Any = getattr(importlib.import_module(f"flows.{name}"), name)
+        server.start_prefect()
     state: State[Any] = flow(**options.model_dump(), return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
 

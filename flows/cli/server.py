@@ -10,6 +10,7 @@ behind if this process is killed. Run as a module, this file is that child.
 import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -32,8 +33,15 @@ _FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_cpu.kernel")
 # Prefect's own default for the port of its page.
 PAGE_PORT = 4200
 
-# What Prefect sets for a server that serves one process: no page, and no more services than a run needs.
-_OF_ONE_COMMAND = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+# What Prefect sets for a server that serves one process: no page, and no more services than a run needs. Types of
+# blocks are for a server with a page: to register them, every integration of Prefect that is installed is imported.
+_OF_ONE_COMMAND = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "0",
+}
 
 # Slots of deployments that outlive the server: a run whose slot is gone is ended by Prefect.
 _OF_A_PAGE = {
@@ -204,18 +212,35 @@ def _without_stops() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Python's collector of garbage does not look through what is imported here, neither meanwhile nor at the end: that
+    takes seconds. In a process that has imported it all before, such as one of tests, nothing is changed."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _serve(descriptor: int) -> None:
     """In the child: answer on an open socket until the parent ends, however it does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import uvicorn
+    with without_collecting():
+        import uvicorn
 
-    config = uvicorn.Config(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        lifespan="on",
-        log_level="error",
-        timeout_graceful_shutdown=_STOP_SECONDS // 2,
-    )
+        config = uvicorn.Config(
+            "prefect.server.api.server:create_app",
+            factory=True,
+            lifespan="on",
+            log_level="error",
+            timeout_graceful_shutdown=_STOP_SECONDS // 2,
+        )
+        config.load()
     uvicorn.Server(config).run([socket.socket(fileno=descriptor)])
 
 

@@ -243,4 +243,5 @@ def test_commands_bring_a_prefect_server_of_their_own_where_there_is_none(
     assert (done.returncode, done.stderr) == (0, "")
     assert "420 in 4 shards" in done.stdout
     assert (tmp_path / "prefect" / "prefect.db").exists()
+    assert not (tmp_path / "prefect" / "memo_store.toml").exists()  # of types of blocks, which take seconds
     assert len(list((tmp_path / "output" / "predictions").rglob("*.parquet"))) == 4
