@@ -73,6 +73,20 @@ def from_state_dict(
     return _build(ModelConfig.from_shapes(shapes, classes=classes, num_heads=num_heads), state_dict)
 
 
+def from_weights(
+    content: bytes, where: str, *, classes: Sequence[str] | None = None, num_heads: int = 1
+) -> AttentionLSTM:
+    """As `from_state_dict`, of a safetensors file's bytes. where: its place, for messages. Raises CheckpointError."""
+    try:
+        weights = safetensors.torch.load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{where} ({len(content)} bytes) is not safetensors: {error}") from error
+    try:
+        return from_state_dict(weights, classes=classes, num_heads=num_heads)
+    except (ValueError, IndexError) as error:  # IndexError: a tensor of fewer dimensions
+        raise CheckpointError(f"the weights in {where} cannot be used: {error}") from error
+
+
 def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> AttentionLSTM:
     """The network with these weights. Raises ValueError on the first tensor that does not belong."""
     # Without storage, so that wrong sizes are met before memory is taken for them.

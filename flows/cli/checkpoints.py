@@ -1,7 +1,7 @@
-"""The commands about a registry's checkpoints: list, show, promote, rollback, compare, prune, and what they print.
+"""The commands about a registry's checkpoints: list, show, add, promote, rollback, compare, prune; and what they print.
 
 What is printed is drawn from cards and from records of comparisons. Knows nothing about Prefect, so that these commands
-are quick; only `compare --source` loads the model.
+are quick; only `add` and `compare --source` load the model.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from pydantic import Field
 from attnlstm.evaluation.comparison import Metric
 from flows.cli import DONE
 from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
+from flows.operations.measure import left_out_in_words
+from flows.operations.promote import PromotionRules
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
 from storage.registry.cards import Card, Figures
@@ -62,6 +64,54 @@ def show(checkpoint: str = CHAMPION, *, registry: RegistryPlace = "registry", as
     alias = opened.alias()
     since = f"since {alias.since}: {alias.why}" if alias and alias.version == card.version else None
     show_card(printer(as_json), card, since)
+    return DONE
+
+
+def add(
+    place: str,
+    *,
+    classes: list[str] | None = None,
+    num_heads: Annotated[int, Field(ge=1)] = 1,
+    source: str | None = None,
+    metric: Metric = "accuracy",
+    margin: Annotated[float, Field(ge=0)] = PromotionRules.margin,
+    tokens_column: str = "tokens",
+    label_column: str = "label",
+    group_column: str = "group",
+    registry: RegistryPlace = "registry",
+) -> int:
+    """Add a checkpoint from elsewhere. Nothing is unpickled.
+
+    Given labelled data, it is measured on their test rows and judged like a retrained one: it becomes champion if it is
+    shown to be no worse.
+
+    Args:
+        place: Weights under the published names as safetensors, or a folder with config.json and model.safetensors.
+        classes: Names of the classes, in the order of the logits. By default those of config.json, or numbers.
+        num_heads: Heads of multihead attention, which weights do not show.
+        source: Labelled Parquet, as for retrain.
+        metric: What decides between it and the champion: accuracy, macro_f1 or log_loss.
+        margin: How much worse than the champion's the metric may be, at the lower end of its interval.
+        tokens_column: Column with the tokens.
+        label_column: Column with the class.
+        group_column: Rows of one group stay on one side of the split.
+    """
+    from flows.operations.adopt import adopt_checkpoint
+    from flows.operations.promote import decide_promotion
+    from storage.labelled.source import LabelledSource
+
+    opened = Registry.open(registry)
+    labelled = LabelledSource(source, tokens_column, label_column, group_column) if source else None
+    stored = adopt_checkpoint(place, opened, classes=classes, num_heads=num_heads, labelled=labelled)
+    facts = card_facts(stored.card) | {"checkpoint": str(stored.location)}
+    if labelled is None:
+        facts["not judged"] = (
+            f"no --source was given; `attnlstm checkpoints promote {stored.version}` makes it champion"
+        )
+    else:
+        promotion = decide_promotion(labelled, opened, stored.version, PromotionRules(metric=metric, margin=margin))
+        facts[{"promoted": "champion"}.get(promotion.outcome, promotion.outcome)] = promotion.why
+    printer().facts(facts)
     return DONE
 
 
@@ -166,7 +216,7 @@ def _row(registry: Registry, version: str, is_champion: bool) -> dict[str, Any]:
         "judged": card.judgement.outcome if card.judgement else None,
         "accuracy": card.test.accuracy if card.test else None,
         "macro_f1": card.test.macro_f1 if card.test else None,
-        "source": card.data.source if card.data else None,
+        "source": card.data.source if card.data else card.added_from,
         "damage": damage,
     }
 
@@ -201,10 +251,12 @@ def show_card(to: Printer, card: Card, champion: str | None) -> None:
 
 def card_facts(card: Card) -> dict[str, str]:
     """What a checkpoint was trained on, how that went, and how good it is on test rows, as far as its card says."""
-    facts = {}
+    facts = {"added from": card.added_from} if card.added_from else {}
     if data := card.data:
         rows = ", ".join(f"{name} {count:,}" for name, count in data.rows.items())
         facts["trained on"] = f"{', '.join([data.source, *data.also])}: {rows} rows, split by {data.split_by}"
+        if words := left_out_in_words(data):
+            facts["left out"] = f"rows {words}"
     if training := card.training:
         facts["training"] = (
             f"{len(training.epochs)} epochs in {training.seconds:.0f} s, the best was {training.best_epoch}; "

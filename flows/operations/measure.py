@@ -1,11 +1,12 @@
 """What a new checkpoint says of itself: its card, and the README beside it.
 
-Everything measured here is measured on test rows, which training never saw. Knows nothing about registries or Prefect.
+Everything measured here is measured on test rows, which a training here never saw. Knows nothing about registries or
+Prefect.
 """
 
 import importlib.metadata
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,11 @@ from attnlstm.evaluation.metrics import probabilities_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource, num_rows_of_sides
 from storage.labelled.split import TEST
+from storage.labelled.vocabulary import Outside
 from storage.registry.cards import Card, Data, Figures, Sample, Training
 
 if TYPE_CHECKING:
+    from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
     from attnlstm.training.settings import TrainingSettings
 
@@ -35,25 +38,46 @@ def make_card(
     settings: "TrainingSettings",
 ) -> Card:
     """The card of a trained and calibrated network, save for its version and digest."""
+    measured = measure_network(network, rows, threads=settings.threads, seed=settings.seed)
+    return replace(measured, training=training, data=_describe(labelled, rows))
+
+
+def blank_card() -> Card:
+    """What any card says of where it was made."""
+    return Card(
+        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        machine=f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
+    )
+
+
+def measure_network(network: "AttentionLSTM", rows: LabelledRows, *, threads: int | None = None, seed: int = 0) -> Card:
+    """What a network does on the test rows, all of which it can score.
+
+    It may know other classes than the rows have: a row of a class that it does not know is one that it gets wrong.
+    """
     from attnlstm.engines import open_engine
     from attnlstm.evaluation.drift import reference
     from attnlstm.evaluation.faithfulness import measure
     from attnlstm.evaluation.metrics import evaluate
 
-    classes = network.config.classes
+    own = network.config.classes
     values, offsets, labels = rows.side(TEST)
-    (probabilities,) = probabilities_of([network], classes, values, offsets, settings.threads)
+    (probabilities,) = probabilities_of([network], own, values, offsets, threads)
     unscaled = _without_temperature(probabilities, network.config.temperature)
-    before_scaling = evaluate(unscaled, labels, classes)["ece"]
-    return Card(
-        test=Figures.of(evaluate(probabilities, labels, classes) | {"ece_before_scaling": before_scaling}),
-        training=training,
-        data=_describe(labelled, rows),
+    classes = (*rows.classes, *(name for name in own if name not in rows.classes))
+    places = [classes.index(name) for name in own]
+
+    def figures(of_own: npt.NDArray[np.floating]) -> dict[str, object]:
+        of_all = np.zeros((len(of_own), len(classes)), of_own.dtype)
+        of_all[:, places] = of_own
+        return evaluate(of_all, labels, classes)
+
+    return replace(
+        blank_card(),
+        test=Figures.of(figures(probabilities) | {"ece_before_scaling": figures(unscaled)["ece"]}),
         sample=_sample(rows, probabilities),
         drift=reference(values, offsets, probabilities, rows.groups[rows.splits == TEST]),
-        faithfulness=measure(open_engine(network).score, values, offsets, seed=settings.seed),
-        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
-        machine=f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
+        faithfulness=measure(open_engine(network).score, values, offsets, seed=seed),
     )
 
 
@@ -82,6 +106,7 @@ def _describe(labelled: LabelledSource, rows: LabelledRows) -> Data:
         num_files=rows.num_files,
         num_unlabelled=rows.num_unlabelled,
         num_unusable=rows.num_unusable,
+        outside=asdict(rows.outside) if rows.outside else None,
         left_out=rows.left_out,
         duplicates=asdict(rows.duplicates()),
         split_by=rows.split_by,
@@ -90,35 +115,58 @@ def _describe(labelled: LabelledSource, rows: LabelledRows) -> Data:
     )
 
 
-def make_readme(card: Card, classes: tuple[str, ...]) -> str:
-    """A page about the checkpoint for people."""
+def make_readme(card: Card, config: "ModelConfig", measured_on: str = "") -> str:
+    """A page about the checkpoint for people. measured_on: the source of the test rows, of one from elsewhere."""
     from attnlstm.evaluation.faithfulness import sentence
 
-    test, data = card.test, card.data
-    assert test, "a trained checkpoint has figures"
-    assert data, "a trained checkpoint has data"
-    sources = ", ".join(f"`{each}`" for each in (data.source, *data.also))
-    attention = f"{sentence(card.faithfulness)}\n\n" if card.faithfulness else ""
-    return (
-        "# An attnlstm checkpoint\n\n"
-        f"An attention-LSTM over byte sequences with {len(classes)} classes: {', '.join(classes)}.\n\n"
-        f"Trained on {data.rows['train']:,} rows of {sources}, stopped on {data.rows['validation']:,}, "
-        f"measured on {test.num_rows:,} that it never saw:\n\n"
-        "| test accuracy | macro-F1 | log loss | calibration error | commonest class |\n|---|---|---|---|---|\n"
-        f"| {test.accuracy:.4f} | {test.macro_f1:.4f} | {test.log_loss:.4f} | {test.ece:.4f} "
-        f"| {test.majority_accuracy:.4f} |\n\n"
-        f"{_remarks(data)}{attention}"
+    test, data, classes = card.test, card.data, config.classes
+    ids = "byte sequences" if config.padding_id == 256 else f"sequences of token ids from 0 to {config.padding_id - 1}"
+    origin = f"Added from `{card.added_from}`; what it was trained on is not known here."
+    if data:
+        sources = ", ".join(f"`{each}`" for each in (data.source, *data.also))
+        origin = f"Trained on {data.rows['train']:,} rows of {sources}, stopped on {data.rows['validation']:,}."
+    paragraphs = [
+        "# An attnlstm checkpoint",
+        f"An attention-LSTM over {ids} with {len(classes)} classes: {', '.join(classes)}.",
+        origin,
+    ]
+    if test:
+        what = "that it never saw" if data else f"test rows of `{measured_on}`"
+        paragraphs += [
+            f"Measured on {test.num_rows:,} {what}:",
+            "| test accuracy | macro-F1 | log loss | calibration error | commonest class |\n|---|---|---|---|---|\n"
+            f"| {test.accuracy:.4f} | {test.macro_f1:.4f} | {test.log_loss:.4f} | {test.ece:.4f} "
+            f"| {test.majority_accuracy:.4f} |",
+        ]
+    paragraphs += _remarks(data) if data else []
+    if card.faithfulness:
+        paragraphs.append(sentence(card.faithfulness))
+    paragraphs.append(
         "`card.json` has all figures, the settings and the versions. Score with "
-        "`attnlstm classify SOURCE OUTPUT --checkpoint THIS_FOLDER`.\n"
+        "`attnlstm classify SOURCE OUTPUT --checkpoint THIS_FOLDER`."
     )
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _remarks(data: Data) -> str:
+def left_out_in_words(data: Data) -> str:
+    """How many rows are in no part of the split, and why; "" if there are none."""
+    reasons = []
+    if data.num_unlabelled:
+        reasons.append(f"{data.num_unlabelled:,} without a label")
+    if data.num_unusable:
+        reasons.append(f"{data.num_unusable:,} whose tokens can't be scored")
+    if data.outside:
+        outside = Outside(**data.outside)
+        reasons[-1] += f" ({outside.num_rows:,} with token ids outside the vocabulary, {outside.which})"
+    return ", ".join(reasons)
+
+
+def _remarks(data: Data) -> list[str]:
     """What a reader of the figures should know about the rows."""
     duplicates, left_out = data.duplicates, data.left_out
     remarks = []
-    if data.num_unlabelled:
-        remarks.append(f"{data.num_unlabelled:,} rows without a label were left out.")
+    if words := left_out_in_words(data):
+        remarks.append(f"Rows that were left out: {words}.")
     if left_out:
         named = ", ".join(f"{name} ({count:,} rows)" for name, count in left_out.items())
         remarks.append(f"Classes with too few rows to train on were left out: {named}.")
@@ -132,4 +180,4 @@ def _remarks(data: Data) -> str:
             f"{duplicates['num_conflicting_rows']:,} rows have the same tokens as rows of another class, "
             "and no classifier can get all of them right."
         )
-    return "".join(f"{remark}\n\n" for remark in remarks)
+    return remarks

@@ -19,6 +19,7 @@ from attnlstm.engines import Device, EngineName, Precision, Scores, open_engine
 from attnlstm.evaluation.faithfulness import measure
 from attnlstm.process import num_cores
 from storage.input.tokens import TokenRows, TokenRules, check_token_type, decode_tokens
+from storage.labelled.classes import class_values
 from storage.locations import Location
 from storage.registry.checkpoints import CHAMPION, Registry, StoredCheckpoint, read_checkpoint
 
@@ -155,7 +156,7 @@ class Model:
         )
 
     def _labels(self) -> pl.Series:
-        return pl.Series(self.classes, dtype=pl.String)
+        return pl.Series(class_values(self.classes, self.network.config.label_type))
 
     def _rows(self, tokens: Any) -> TokenRows:
         return decode_tokens(_column(tokens), self._rules)

@@ -68,6 +68,8 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     from attnlstm.training.settings import preset
 
     rows = request.labelled.read()
+    if name := rows.overlooked_group:
+        listener.on_note(f"there is a column {name!r} and none called 'group': --group-column {name} takes it")
     chosen = preset(request.preset)
     config = chosen.config(rows.classes, attention=request.attention)
     config = replace(config, num_embeddings=request.labelled.num_tokens_known + 1, label_type=rows.label_type)
@@ -96,7 +98,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
         started_from=started_from,
     )
     card = make_card(network, request.labelled, rows, training, settings)
-    stored = registry.publish(to_files(network), card, make_readme(card, rows.classes))
+    stored = registry.publish(to_files(network), card, make_readme(card, network.config))
     remove_snapshot(registry, digest)
     return stored
 

@@ -95,7 +95,8 @@ class Training(Part):
 class Data(Part):
     """Which rows a checkpoint was trained and measured on; see `LabelledSource` and `LabelledRows`.
 
-    duplicates: the counts of `storage.labelled.rows.Duplicates`. rows: how many are on each side of the split.
+    duplicates: the counts of `storage.labelled.rows.Duplicates`. outside: of the unusable rows those with token ids
+    outside the vocabulary, as in `storage.labelled.vocabulary.Outside`. rows: how many are on each side of the split.
     """
 
     source: str
@@ -109,6 +110,7 @@ class Data(Part):
     num_files: int
     num_unlabelled: int
     num_unusable: int
+    outside: dict[str, int] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     split_by: str
@@ -154,8 +156,8 @@ class Card(Part):
     """All that is known of a checkpoint. One from elsewhere may have none of it, which `Card()` stands for.
 
     version, digest: as in `StoredCheckpoint`, "" before it is published. test: figures on the test rows.
-    drift: what the test rows look like. faithfulness: how far the attention can be trusted.
-    versions: of the packages that it was made with.
+    drift: what the test rows look like. faithfulness: how far the attention can be trusted. added_from: where the files
+    were, of a checkpoint that was made elsewhere. versions: of the packages that it was made with.
     """
 
     format_version: int = FORMAT_VERSION
@@ -168,6 +170,7 @@ class Card(Part):
     faithfulness: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""
+    added_from: str | None = None
     digest: str = ""
     judgement: Judgement | None = None
 

@@ -1,6 +1,7 @@
 """The commands about checkpoints: what they print and move, without Prefect and, but for one, without the model."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def test_compare_on_a_source_scores_both_on_the_same_rows(
     assert f"lost  {dataset}/date=" in compared.out
     assert record["difference"]["high"] < 0
     assert record["champion"]["accuracy"] > record["challenger"]["accuracy"]
+
+
+def test_add_says_what_became_of_the_checkpoint(
+    checkpoints: Run, untrained: dict[str, Path], trained: Any, dataset: Path
+) -> None:
+    unjudged = checkpoints("add", str(untrained["additive"] / "model.safetensors"))
+    judged = checkpoints("add", str(trained.folder), "--source", str(dataset))
+    worse = checkpoints("add", str(untrained["additive"]), "--source", str(dataset))
+
+    assert (unjudged.code, judged.code, worse.code) == (0, 0, 0)
+    assert re.search(
+        r"not judged +no --source was given; `attnlstm checkpoints promote \S+` makes it champion", unjudged.out
+    )
+    assert re.search(r"unchanged +it is champion already", judged.out)
+    assert re.search(rf"added from +{re.escape(str(untrained['additive']))}\n", worse.out)
+    assert re.search(r"rejected +its test accuracy is worse than the champion's", worse.out)
 
 
 def test_prune_says_what_it_would_remove_and_then_removes_it(

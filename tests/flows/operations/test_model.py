@@ -1,5 +1,6 @@
 """A checkpoint from Python: rows of every kind that people hold, and the same scores as in an output."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def test_rows_of_any_kind_have_the_same_scores(rows: Any, model: Model) -> None:
     np.testing.assert_array_equal(model.predict_proba(rows), expected["probabilities"].to_numpy())
     assert [weights.tolist() for weights in model.attention(rows)] == expected["weights"].to_list()
     assert model.predict(rows).tolist() == expected["prediction"].to_list()
+
+
+def test_predictions_have_the_type_of_the_labels(model: Model) -> None:
+    network = make_network()
+    network.config = replace(network.config, classes=tuple("01234"), label_type="int64")
+    typed = Model(network, "v")
+    assert typed.score([[1], None])["prediction"].dtype == pl.Int64
+    assert typed.predict([[1], [2]]).dtype == np.int64
 
 
 def test_a_row_that_cannot_be_scored_has_no_results_and_says_why(model: Model) -> None:

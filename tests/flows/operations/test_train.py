@@ -17,6 +17,7 @@ import pytest
 
 from attnlstm.config import ModelConfig
 from attnlstm.training.settings import TrainingSettings
+from flows.cli.checkpoints import card_facts
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint, training_digest
 from storage.errors import SourceError
 from storage.input.partitions import DateRange
@@ -110,8 +111,14 @@ def test_vocabulary_that_is_asked_for_is_trained_and_recorded(train: Train, tmp_
     pq.write_table(pa.table({"tokens": tokens, "label": ["x", "y"] * 100}), source)
     with pytest.raises(SourceError, match=r"^200 of the 200 labelled rows .* --num-embeddings 65003 makes a network"):
         train(source)
+    pq.write_table(pa.table({"tokens": [*tokens, [-1], []], "label": ["x", "y"] * 101}), source)
     stored = train(LabelledSource(str(source), num_tokens_known=65_002), epochs=20)
     assert json.loads(stored.files["config.json"])["num_embeddings"] == 65_003
+    readme = Path(stored.location.path, "README.md").read_text()
+    assert "An attention-LSTM over sequences of token ids from 0 to 65001 with 2 classes" in readme
+    left_out = "2 whose tokens can't be scored (1 with token ids outside the vocabulary, the least is -1)"
+    assert f"Rows that were left out: {left_out}." in readme
+    assert card_facts(stored.card)["left out"] == f"rows {left_out}"
     assert stored.card.test.accuracy == 1.0
 
 
@@ -206,7 +213,7 @@ def test_integer_labels_become_classes_in_order_of_value_and_rows_without_one_ar
     assert json.loads(stored.files["config.json"])["classes"] == ["9", "10", "200"]
     assert stored.card.data.num_unlabelled == 50
     assert stored.card.data.split_by == "content"
-    assert "50 rows without a label were left out." in Path(stored.location.path, "README.md").read_text()
+    assert "Rows that were left out: 50 without a label." in Path(stored.location.path, "README.md").read_text()
 
 
 def test_several_sources_and_a_range_of_dates_are_on_the_card(
