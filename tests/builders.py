@@ -5,9 +5,11 @@ Imported by tests, and by the processes that some of them start. Knows the packa
 """
 
 import copy
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines import Scores
 from attnlstm.network import AttentionLSTM
 from storage.locations import Location
+from storage.output.layout import STAMP_KEY
 from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
@@ -97,3 +100,23 @@ def scored_files(output: Path | str) -> Files:
     root = Location.parse(output)
     infos = [info for kind in ("predictions", "attention") for info in (root / kind).walk() if info.is_file]
     return {root.relative(info.path): Location(root.filesystem, info.path).read_bytes() for info in infos}
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **stamp: object) -> None:
+    """Write a file of an output anew with other rows, and its metadata but for these fields of its stamp."""
+    metadata = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
+    if stamp:
+        metadata[STAMP_KEY.encode()] = json.dumps(json.loads(metadata[STAMP_KEY.encode()]) | stamp).encode()
+    pq.write_table(change(pq.read_table(path, partitioning=None)).replace_schema_metadata(metadata), path)
+
+
+def set_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """A change of one value: to another one, or to what a function makes of it."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value(values[row]) if callable(value) else value
+        field = table.schema.field(column)
+        return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
+
+    return change

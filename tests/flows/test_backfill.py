@@ -1,7 +1,7 @@
 """How backfill goes through a range of dates. What a single date's run does is for the tests of classify."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,36 @@ from prefect.client.schemas.filters import FlowRunFilter
 from flows.backfill import backfill
 from storage.errors import SourceError
 
+Run = Callable[..., Any]
 
-def _scored_files(output: Path) -> list[str]:
-    return sorted(
-        path.relative_to(output / "predictions").as_posix() for path in (output / "predictions").rglob("*.parquet")
-    )
+
+def _predictions(output: Path) -> list[str]:
+    return [path.relative_to(output / "predictions").as_posix() for path in sorted(output.rglob("predictions/*/*"))]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def run(trained: Any, dataset: Path, output: Path) -> Run:
+    """run(source, **options): a backfill by the champion; gives its state."""
+
+    def run(source: Path = dataset, **options: Any) -> Any:
+        return backfill(str(source), str(output), registry=str(trained.registry), **options, return_state=True)
+
+    return run
 
 
 def test_only_the_dates_of_the_range_are_scored_and_one_without_input_is_reported(
-    trained: Any, dataset: Path, tmp_path: Path
+    run: Run, dataset: Path, output: Path
 ) -> None:
-    output = tmp_path / "output"
-
-    state: Any = backfill(
-        str(dataset),
-        str(output),
-        start="2026-11-02",
-        end="2026-11-04",
-        registry=str(trained.registry),
-        return_state=True,
-    )
+    state = run(start="2026-11-02", end="2026-11-04")
 
     assert state.is_completed()
     assert state.message == "2 of 3 partitions completed, 1 no input."
-    assert _scored_files(output) == ["date=2026-11-02/part-0.parquet", "date=2026-11-04/part-0.parquet"]
+    assert _predictions(output) == ["date=2026-11-02/part-0.parquet", "date=2026-11-04/part-0.parquet"]
     run_id = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
@@ -48,45 +54,32 @@ def test_only_the_dates_of_the_range_are_scored_and_one_without_input_is_reporte
     ]
 
 
-def test_date_that_fails_is_named_and_does_not_stop_the_others(
-    trained: Any, dataset_copy: Path, output_copy: Path
-) -> None:
-    # The output says that it was made from the dataset at its first place; a backfill goes on in its settings.
-    record = json.loads((output_copy / "_dataset.json").read_text())
-    (output_copy / "_dataset.json").write_text(json.dumps(record | {"source": str(dataset_copy)}))
-    shutil.rmtree(output_copy / "predictions")
+def test_date_that_fails_is_named_and_does_not_stop_the_others(run: Run, dataset_copy: Path, output: Path) -> None:
     (dataset_copy / "date=2026-11-04" / "part-0.parquet").write_bytes(b"no Parquet at all")
 
-    state: Any = backfill(
-        str(dataset_copy),
-        str(output_copy),
-        start="2026-11-04",
-        end="2026-11-05",
-        registry=str(trained.registry),
-        return_state=True,
-    )
+    state = run(dataset_copy, start="2026-11-04", end="2026-11-05")
 
     assert state.is_failed()
     assert state.message.startswith("1 of 2 partitions completed, 1 failed. First: date=2026-11-04: ")
     assert "date=2026-11-04/part-0.parquet: not a whole Parquet file" in state.message
-    assert _scored_files(output_copy) == ["date=2026-11-05/part-0.parquet"]
+    assert _predictions(output) == ["date=2026-11-05/part-0.parquet"]
 
 
-def test_partitions_at_once_give_the_same_files(trained: Any, dataset: Path, scored: Any, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    state: Any = backfill(str(dataset), str(output), registry=str(trained.registry), parallel=2, return_state=True)
+def test_partitions_at_once_give_the_same_files(run: Run, output: Path, scored: Any) -> None:
+    state = run(parallel=2)
     assert state.is_completed(), state.message
-    names = _scored_files(output)
-    assert names == _scored_files(scored.output)
-    rows = [pq.read_table(root / "predictions" / name, partitioning=None) for name in names for root in (output,)]
-    wanted = [pq.read_table(scored.output / "predictions" / name, partitioning=None) for name in names]
-    for found, expected in zip(rows, wanted, strict=True):
-        assert found.select(["id", "probabilities"]).equals(expected.select(["id", "probabilities"]))
+    names = _predictions(output)
+    assert names == _predictions(scored.output)
+    for name in names:
+        found, expected = (
+            pq.read_table(root / "predictions" / name, partitioning=None).select(["id", "probabilities"])
+            for root in (output, scored.output)
+        )
+        assert found.equals(expected)
 
 
-def test_dry_run_says_what_would_be_scored_and_writes_nothing(trained: Any, dataset: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    state: Any = backfill(str(dataset), str(output), registry=str(trained.registry), dry_run=True, return_state=True)
+def test_dry_run_says_what_would_be_scored_and_writes_nothing(run: Run, dataset: Path, output: Path) -> None:
+    state = run(dry_run=True)
     runs = state.result()
     num_rows = sum(pq.read_metadata(path).num_rows for path in dataset.rglob("*.parquet"))
     assert sum(run["rows"] for run in runs) == num_rows
@@ -95,25 +88,16 @@ def test_dry_run_says_what_would_be_scored_and_writes_nothing(trained: Any, data
     assert not output.exists()
 
 
-def test_after_a_failure_fail_fast_starts_no_more(trained: Any, dataset_copy: Path, tmp_path: Path) -> None:
+def test_after_a_failure_fail_fast_starts_no_more(run: Run, dataset_copy: Path, output: Path) -> None:
     (dataset_copy / "date=2026-11-05" / "part-0.parquet").write_bytes(b"no Parquet at all")
-    output = tmp_path / "output"
-    state: Any = backfill(
-        str(dataset_copy),
-        str(output),
-        start="2026-11-04",
-        registry=str(trained.registry),
-        newest_first=True,
-        fail_fast=True,
-        return_state=True,
-    )
+    state = run(dataset_copy, start="2026-11-04", newest_first=True, fail_fast=True)
     assert state.is_failed()
     runs = state.result(raise_on_failure=False)
     assert [(run["partition"], run["state"]) for run in runs] == [
         ("date=2026-11-05", "Failed"),
         ("date=2026-11-04", "Not started"),
     ]
-    assert _scored_files(output) == []
+    assert _predictions(output) == []
 
 
 def test_range_without_partitions_is_refused(dataset: Path) -> None:

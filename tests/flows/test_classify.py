@@ -93,23 +93,6 @@ def test_unreadable_file_fails_the_run_by_name_while_others_complete_and_its_rep
     assert scored_files(repaired.output) == scored_files(scored.output)
 
 
-def test_damage_that_shows_only_while_reading_fails_that_file_alone(
-    dataset_copy: Path, dataset: Path, rescore: Callable[..., Any], tmp_path: Path
-) -> None:
-    name = "date=2026-11-04/part-0.parquet"
-    content = bytearray((dataset / name).read_bytes())
-    content[4:1200] = bytes(1196)  # the first pages; the footer stays whole
-    (dataset_copy / name).write_bytes(content)
-
-    run = rescore(tmp_path / "output", source=dataset_copy)
-
-    assert run.state.is_failed()
-    assert f"3 shards scored, 1 failed: {name}: damaged: " in run.state.message
-    assert not (run.output / "predictions" / name).exists()
-    assert not (run.output / "attention" / name).exists()
-    assert [path.name for path in run.output.rglob("*.tmp")] == []
-
-
 def test_called_from_python_it_returns_the_counts_and_places_of_the_run(
     trained: Any, dataset: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -36,47 +35,6 @@ def assert_refused(ended: Any, folder: Path, *texts: str) -> None:
     assert len(ended.err.splitlines()) == 1, ended.err
     assert [text for text in texts if text not in ended.err] == [], ended.err
     assert [name for name in ("output", "registry") if (folder / name).exists()] == []
-
-
-def test_classify_prints_a_summary_and_the_second_time_that_there_is_nothing_to_do(
-    attnlstm: Run, dataset: Path, trained: Any, tmp_path: Path
-) -> None:
-    words = ["classify", str(dataset), str(tmp_path / "output"), "--registry", str(trained.registry)]
-    words += ["--label-column", "label", "--keep", "origin", "number", "--mode", "missing", "--workers", "1"]
-
-    first, second = attnlstm(*words), attnlstm(*words)
-
-    assert (first.code, first.err) == (0, "")
-    lines = {line.split("  ")[0]: line for line in first.out.splitlines()}
-    assert "420 in 4 shards (0 more were up to date)" in lines["rows"]
-    assert "accuracy 0.9" in lines["against labels"]
-    assert f"{tmp_path}/output/runs/" in lines["manifest"]
-    assert (second.code, second.err) == (0, "")
-    assert "nothing to do: all 4 shards are up to date" in second.out
-
-
-def test_retrain_prints_what_was_learned_and_decided(attnlstm: Run, dataset: Path, tmp_path: Path) -> None:
-    registry = tmp_path / "registry"
-
-    ended = attnlstm("retrain", str(dataset), "--registry", str(registry), "--epochs", "2", "--preset", "reference")
-
-    (version,) = [folder.name for folder in (registry / "checkpoints").iterdir()]
-    assert (ended.code, ended.err) == (0, "")
-    assert "2 epochs in " in ended.out
-    assert f"checkpoint  {registry}/checkpoints/{version}\n" in ended.out
-    assert f"champion    {version} is champion: the first checkpoint, test accuracy " in ended.out
-
-
-def test_backfill_prints_how_many_dates_were_scored(
-    attnlstm: Run, dataset: Path, untrained: dict[str, Path], tmp_path: Path
-) -> None:
-    words = ("backfill", str(dataset), str(tmp_path / "output"), "--checkpoint", str(untrained["additive"]))
-
-    ended = attnlstm(*words, "--start", "2026-11-03", "--end", "2026-11-04")
-
-    assert (ended.code, ended.err) == (0, "")
-    assert "date=2026-11-04  Completed  " in ended.out
-    assert ended.out.endswith("1 of 2 partitions completed, 1 no input.\n")
 
 
 def test_classify_with_a_broken_file_ends_failed_and_names_it(classify: Run, dataset_copy: Path) -> None:
@@ -187,14 +145,6 @@ def test_wrong_use_ends_with_2_and_starts_no_run(
     assert text in " ".join(ended.err.replace("│", " ").split())
     assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sample_is_written_and_summed_up(attnlstm: Run, tmp_path: Path) -> None:
-    ended = attnlstm("sample", str(tmp_path / "sample"), "--rows", "80", "--fragment-bytes", "64", "--days", "2")
-
-    assert ended.code == 0
-    assert "80 fragments of 64 bytes in 2 files under " in ended.out
-    assert sum(pq.read_metadata(path).num_rows for path in (tmp_path / "sample").rglob("*.parquet")) == 80
 
 
 @pytest.mark.parametrize(

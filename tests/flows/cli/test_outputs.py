@@ -11,15 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from builders import rewrite, set_value
 from flows.cli import DONE, FAILED
 from flows.operations.score import LoadedCheckpoint, ScoringJob, score_bundle
-from storage.input.shards import plan_shards
-from storage.input.sources import find_source
 from storage.locations import Location
 from storage.locks import only_run
 from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.manifests import RunManifest, ShardRecord, write_manifest
-from storage.output.plan import Pending
+from storage.output.plan import plan_output
 from storage.registry.checkpoints import Registry
 
 Run = Callable[..., Any]
@@ -29,12 +28,11 @@ PART = "date=2026-11-02/part-0.parquet"
 def _score(dataset: Path, output: Path, registry: Path, saving: str = "full") -> None:
     """What the classify flow does with a dataset, without Prefect."""
     stored = Registry.open(str(registry)).load("champion")
-    found = find_source(str(dataset))
     place = Output(Location.parse(output), OutputSettings(attention=AttentionSaving.parse(saving)))
-    place.prepare(str(found.root))
-    job = ScoringJob.of(stored, found.root, place, device="cpu", engine="torch")
-    shards = plan_shards(found, place.settings.columns, place.settings.limits).shards
-    score_bundle(job, [Pending(shard, "missing") for shard in shards], LoadedCheckpoint(job, stored))
+    plan = plan_output(str(dataset), place)
+    place.prepare(str(plan.source.root))
+    job = ScoringJob.of(stored, plan.source.root, place, device="cpu", engine="torch")
+    score_bundle(job, plan.pending(stored.id, "missing"), LoadedCheckpoint(job, stored))
 
 
 @pytest.fixture
@@ -53,18 +51,6 @@ def look(attnlstm: Run, dataset_copy: Path, output: Path, untrained_registry: Pa
         return attnlstm(command, str(dataset_copy), str(output), *places, *words)
 
     return run
-
-
-def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    metadata = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
-    pq.write_table(change(pq.read_table(path, partitioning=None)).replace_schema_metadata(metadata), path)
-
-
-def _set(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
-    values = table[column].to_pylist()
-    values[row] = value(values[row])
-    field = table.schema.field(column)
-    return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
 
 
 def _nudged(table: pa.Table, rows: Collection[int]) -> pa.Table:
@@ -97,7 +83,7 @@ class TestPlan:
 
     def test_reasons_are_counted(self, look: Run, dataset_copy: Path) -> None:
         shutil.copytree(dataset_copy / "date=2026-11-01", dataset_copy / "date=2026-11-03")  # missing
-        _rewrite(dataset_copy / "date=2026-11-02/part-0.parquet", lambda table: table[:50])  # changed
+        rewrite(dataset_copy / "date=2026-11-02/part-0.parquet", lambda table: table[:50])  # changed
         shutil.rmtree(dataset_copy / "date=2026-11-04")  # orphaned
         (dataset_copy / "broken.parquet").write_text("not Parquet")
 
@@ -164,7 +150,7 @@ class TestVerify:
     def test_a_slice_is_verified_alone_and_what_is_wrong_is_named(
         self, attnlstm: Run, dataset_copy: Path, output: Path, untrained_registry: Path
     ) -> None:
-        _rewrite(output / "predictions" / PART, lambda table: _set(table, "id", 7, lambda was: f"{was}!"))
+        rewrite(output / "predictions" / PART, set_value("id", 7, lambda was: f"{was}!"))
 
         slices = [
             attnlstm("verify", str(dataset_copy / date), str(output), "--registry", str(untrained_registry))
@@ -185,9 +171,9 @@ class TestVerify:
         where = (str(dataset_copy), str(place), "--registry", str(untrained_registry), "--deep", "420")
         right = attnlstm("verify", *where)
         # Still probabilities with the same winner, and weights that sum to 1: only scoring again can tell.
-        _rewrite(place / "predictions" / PART, lambda table: _nudged(table, [7]))
+        rewrite(place / "predictions" / PART, lambda table: _nudged(table, [7]))
         if saving == "full":
-            _rewrite(place / "attention" / PART, lambda table: _set(table, "weights", 9, lambda was: was[::-1]))
+            rewrite(place / "attention" / PART, set_value("weights", 9, lambda was: was[::-1]))
 
         shallow, deep = attnlstm("verify", *where[:-2]), attnlstm("verify", *where)
 
@@ -197,7 +183,7 @@ class TestVerify:
         assert (f"wrong  attention/{PART}, row 9: differs by " in deep.out) == (saving == "full")
 
     def test_deep_takes_the_same_rows_each_time(self, look: Run, output: Path) -> None:
-        _rewrite(output / "predictions" / PART, lambda table: _nudged(table, range(len(table))))
+        rewrite(output / "predictions" / PART, lambda table: _nudged(table, range(len(table))))
 
         first, second = (json.loads(look("verify", "--deep", "40", "--json").out) for _ in range(2))
 

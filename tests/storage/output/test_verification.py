@@ -1,6 +1,5 @@
 """Verification finds each way in which an output can be wrong, at its exact place, and nothing in a right one."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage.output.side_by_side
+from builders import rewrite, set_value
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
 from storage.locations import Location
-from storage.output.layout import STAMP_KEY, AttentionSaving, Output, OutputSettings
+from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.plan import plan_output
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import CheckpointId
@@ -59,24 +59,6 @@ def _path(output: Output, kind: str = "predictions", name: str = "part.parquet")
     return Path(output.root.path) / kind / name
 
 
-def _rewrite(output: Output, kind: str, change: Change, name: str = "part.parquet", **stamp: Any) -> None:
-    """The file with other rows, and the metadata that it had but for these fields of the stamp."""
-    path = _path(output, kind, name)
-    metadata = {key: value for key, value in pq.read_metadata(path).metadata.items() if key != b"ARROW:schema"}
-    metadata[STAMP_KEY.encode()] = json.dumps(json.loads(metadata[STAMP_KEY.encode()]) | stamp).encode()
-    pq.write_table(change(pq.read_table(path, partitioning=None)).replace_schema_metadata(metadata), path)
-
-
-def _set(column: str, row: int, value: Any) -> Change:
-    def change(table: pa.Table) -> pa.Table:
-        values = table[column].to_pylist()
-        values[row] = value(values[row]) if callable(value) else value
-        field = table.schema.field(column)
-        return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
-
-    return change
-
-
 def test_footers_of_the_output_are_read_once(filled: Path, output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_output(str(filled), output)
     read: list[str] = []
@@ -112,7 +94,7 @@ def test_rows_without_an_id_column_are_right_by_their_position_in_the_input(
     score(data, output)
     assert _verify(data, output).problems == ()
 
-    _rewrite(output, "predictions", _set("id", 2, 2), name="part-00001-of-00002.parquet")
+    rewrite(_path(output, "predictions", "part-00001-of-00002.parquet"), set_value("id", 2, 2))
     (problem,) = _verify(data, output).problems
     assert str(problem) == "predictions/part-00001-of-00002.parquet, row 2: id is 2, expected 28"
 
@@ -141,35 +123,35 @@ def test_kept_columns_of_any_type_are_compared(
     if kept.null_count < len(kept):
         shifted = pa.concat_arrays([kept[:6], kept[7:], kept[:1]])  # differs from row 6 to row 11
         change: Change = lambda table: table.set_column(1, table.schema.field("kept"), shifted)  # noqa: E731
-        _rewrite(output, "predictions", change)
+        rewrite(_path(output, "predictions"), change)
         assert [problem.row for problem in _verify(data, output).problems] == [6, 7, 8, 9, 10, 11]
 
 
 ERROR = "no tokens"
 PREDICTION_CHANGES: dict[str, tuple[Change, int | None, str]] = {
-    "id": (_set("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
-    "id lost": (_set("id", 17, None), 17, "id is null, expected 'id-17'"),
-    "kept": (_set("origin", 5, "sensor 9"), 5, "origin is 'sensor 9', expected 'sensor 2'"),
-    "num_tokens": (_set("num_tokens", 30, 4), 30, "num_tokens is 4, expected 5"),
-    "num_tokens of null": (_set("num_tokens", NULL_ROW, 0), NULL_ROW, "num_tokens is 0, expected null"),
-    "truncated": (_set("truncated", LONG_ROW, False), LONG_ROW, "truncated is False, expected True"),
-    "error": (_set("error", EMPTY_ROW, "because"), EMPTY_ROW, "error is 'because', expected 'no tokens'"),
-    "checkpoint": (_set("checkpoint", 8, "v2"), 8, "checkpoint is 'v2', expected 'v1'"),
-    "score": (_set("score", 8, 0.125), 8, "score is 0.125, expected"),
-    "score lost": (_set("score", 8, None), 8, "score is null, expected a value in a row without an error"),
-    "score of an error": (_set("score", EMPTY_ROW, 0.5), EMPTY_ROW, "score is 0.5, expected null beside an error"),
-    "prediction": (_set("prediction", 8, lambda was: "third" if was != "third" else "odd"), 8, "prediction is"),
-    "unknown class": (_set("prediction", 8, "fourth"), 8, "prediction is 'fourth', expected"),
-    "probability": (_set("probabilities", 8, lambda was: [was[0] * 0.9, *was[1:]]), 8, "probabilities sum to 0."),
-    "not a number": (_set("probabilities", 8, lambda was: [float("nan"), *was[1:]]), 8, "expected all in 0..1"),
-    "negative": (_set("probabilities", 8, [-0.5, 1.0, 0.5]), 8, "probabilities are [-0.5, 1.0, 0.5]"),
+    "id": (set_value("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
+    "id lost": (set_value("id", 17, None), 17, "id is null, expected 'id-17'"),
+    "kept": (set_value("origin", 5, "sensor 9"), 5, "origin is 'sensor 9', expected 'sensor 2'"),
+    "num_tokens": (set_value("num_tokens", 30, 4), 30, "num_tokens is 4, expected 5"),
+    "num_tokens of null": (set_value("num_tokens", NULL_ROW, 0), NULL_ROW, "num_tokens is 0, expected null"),
+    "truncated": (set_value("truncated", LONG_ROW, False), LONG_ROW, "truncated is False, expected True"),
+    "error": (set_value("error", EMPTY_ROW, "because"), EMPTY_ROW, "error is 'because', expected 'no tokens'"),
+    "checkpoint": (set_value("checkpoint", 8, "v2"), 8, "checkpoint is 'v2', expected 'v1'"),
+    "score": (set_value("score", 8, 0.125), 8, "score is 0.125, expected"),
+    "score lost": (set_value("score", 8, None), 8, "score is null, expected a value in a row without an error"),
+    "score of an error": (set_value("score", EMPTY_ROW, 0.5), EMPTY_ROW, "score is 0.5, expected null beside an error"),
+    "prediction": (set_value("prediction", 8, lambda was: "third" if was != "third" else "odd"), 8, "prediction is"),
+    "unknown class": (set_value("prediction", 8, "fourth"), 8, "prediction is 'fourth', expected"),
+    "probability": (set_value("probabilities", 8, lambda was: [was[0] * 0.9, *was[1:]]), 8, "probabilities sum to 0."),
+    "not a number": (set_value("probabilities", 8, lambda was: [float("nan"), *was[1:]]), 8, "expected all in 0..1"),
+    "negative": (set_value("probabilities", 8, [-0.5, 1.0, 0.5]), 8, "probabilities are [-0.5, 1.0, 0.5]"),
 }
 
 
 @pytest.mark.parametrize("name", PREDICTION_CHANGES)
 def test_a_changed_value_of_the_predictions_is_found_in_its_row(filled: Path, output: Output, name: str) -> None:
     change, row, what = PREDICTION_CHANGES[name]
-    _rewrite(output, "predictions", change)
+    rewrite(_path(output, "predictions"), change)
 
     problems = _verify(filled, output).problems
 
@@ -178,20 +160,30 @@ def test_a_changed_value_of_the_predictions_is_found_in_its_row(filled: Path, ou
 
 
 ATTENTION_CHANGES: dict[str, tuple[str, Change, int, str]] = {
-    "id": ("full", _set("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
-    "weight": ("full", _set("weights", 17, lambda was: [*was[:-1], was[-1] + 0.001]), 17, "weights sum to 1.001"),
-    "weight short": ("full", _set("weights", 17, lambda was: was[:-1]), 17, "weights has 9 values, expected 10"),
-    "weight long": ("full", _set("weights", LONG_ROW, lambda was: [*was, 0.0]), LONG_ROW, "18 values, expected 17"),
-    "weight negative": ("full", _set("weights", 17, lambda was: [-was[0], 2 * was[0], *was[1:]][:10]), 17, "all 0 or"),
-    "weight no number": ("full", _set("weights", 17, lambda was: [float("nan"), *was[1:]]), 17, "all 0 or more"),
-    "weights lost": ("full", _set("weights", 17, None), 17, "weights is null, expected a value"),
-    "weights of an error": ("full", _set("weights", EMPTY_ROW, []), EMPTY_ROW, "weights is [], expected null"),
-    "too few": ("top:3", _set("weights", 17, lambda was: was[:2]), 17, "weights has 2 values, expected 3"),
-    "too little": ("top:3", _set("weights", 17, [0.01, 0.01, 0.01]), 17, "weights sum to 0.0300000, expected 0.3"),
-    "rising": ("top:3", _set("weights", 17, lambda was: [was[1], was[0], was[2]]), 17, "largest weights first"),
-    "outside": ("top:3", _set("positions", 17, lambda was: [10, *was[1:]]), 17, "expected all within the row"),
-    "twice": ("top:3", _set("positions", 17, lambda was: [was[2], *was[1:]]), 17, "expected none twice"),
-    "positions lost": ("top:3", _set("positions", 17, None), 17, "positions is null, expected a value"),
+    "id": ("full", set_value("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
+    "weight": ("full", set_value("weights", 17, lambda was: [*was[:-1], was[-1] + 0.001]), 17, "weights sum to 1.001"),
+    "weight short": ("full", set_value("weights", 17, lambda was: was[:-1]), 17, "weights has 9 values, expected 10"),
+    "weight long": (
+        "full",
+        set_value("weights", LONG_ROW, lambda was: [*was, 0.0]),
+        LONG_ROW,
+        "18 values, expected 17",
+    ),
+    "weight negative": (
+        "full",
+        set_value("weights", 17, lambda was: [-was[0], 2 * was[0], *was[1:]][:10]),
+        17,
+        "all 0 or",
+    ),
+    "weight no number": ("full", set_value("weights", 17, lambda was: [float("nan"), *was[1:]]), 17, "all 0 or more"),
+    "weights lost": ("full", set_value("weights", 17, None), 17, "weights is null, expected a value"),
+    "weights of an error": ("full", set_value("weights", EMPTY_ROW, []), EMPTY_ROW, "weights is [], expected null"),
+    "too few": ("top:3", set_value("weights", 17, lambda was: was[:2]), 17, "weights has 2 values, expected 3"),
+    "too little": ("top:3", set_value("weights", 17, [0.01, 0.01, 0.01]), 17, "weights sum to 0.0300000, expected 0.3"),
+    "rising": ("top:3", set_value("weights", 17, lambda was: [was[1], was[0], was[2]]), 17, "largest weights first"),
+    "outside": ("top:3", set_value("positions", 17, lambda was: [10, *was[1:]]), 17, "expected all within the row"),
+    "twice": ("top:3", set_value("positions", 17, lambda was: [was[2], *was[1:]]), 17, "expected none twice"),
+    "positions lost": ("top:3", set_value("positions", 17, None), 17, "positions is null, expected a value"),
 }
 
 
@@ -202,7 +194,7 @@ def test_a_changed_value_of_the_attention_is_found_in_its_row(
     saving, change, row, what = ATTENTION_CHANGES[name]
     output = _output(tmp_path, saving)
     score(filled, output)
-    _rewrite(output, "attention", change)
+    rewrite(_path(output, "attention"), change)
 
     problems = _verify(filled, output).problems
 
@@ -223,7 +215,7 @@ def test_a_changed_value_of_the_attention_is_found_in_its_row(
 def test_dropped_doubled_and_swapped_rows_are_found_where_they_are(
     filled: Path, output: Output, kind: str, kept: list[int], found: list[str]
 ) -> None:
-    _rewrite(output, kind, lambda table: table.take(kept))
+    rewrite(_path(output, kind), lambda table: table.take(kept))
 
     problems = _verify(filled, output).problems
 
@@ -254,7 +246,7 @@ def test_dropped_doubled_and_swapped_rows_are_found_where_they_are(
 def test_a_stamp_of_another_making_is_told_instead_of_all_of_its_rows(
     filled: Path, output: Output, kind: str, stamp: dict[str, object]
 ) -> None:
-    _rewrite(output, kind, lambda table: table, **stamp)
+    rewrite(_path(output, kind), lambda table: table, **stamp)
 
     problems = [problem for problem in _verify(filled, output).problems if problem.path == f"{kind}/part.parquet"]
 
@@ -334,7 +326,7 @@ def test_rows_are_told_by_their_position_in_the_file_however_it_is_read(
     output = _output(tmp_path, columns=Columns(), chunk_bytes=1000)
     score(data, output)
     for kind in ("predictions", "attention"):
-        _rewrite(output, kind, lambda table: table.take([*range(4200), 4201, 4200, *range(4202, 5000)]))
+        rewrite(_path(output, kind), lambda table: table.take([*range(4200), 4201, 4200, *range(4202, 5000)]))
 
     report = _verify(data, output)
 
@@ -354,7 +346,7 @@ def test_rows_are_told_by_their_position_in_the_file_however_it_is_read(
 def test_predictions_with_other_columns_or_types_are_named(
     filled: Path, output: Output, change: Change, what: str
 ) -> None:
-    _rewrite(output, "predictions", change)
+    rewrite(_path(output, "predictions"), change)
 
     (problem,) = _verify(filled, output).problems
 
@@ -399,8 +391,8 @@ def test_rows_that_are_there_twice_under_another_cut_are_found(
 def test_the_first_problems_of_a_shard_are_listed_in_order_of_rows_and_the_rest_counted(
     filled: Path, output: Output
 ) -> None:
-    _rewrite(output, "predictions", lambda table: table.set_column(0, "id", pa.nulls(ROWS, pa.string())))
-    _rewrite(output, "predictions", _set("checkpoint", 0, "v2"))
+    rewrite(_path(output, "predictions"), lambda table: table.set_column(0, "id", pa.nulls(ROWS, pa.string())))
+    rewrite(_path(output, "predictions"), set_value("checkpoint", 0, "v2"))
 
     report = _verify(filled, output, max_problems=4)
 
@@ -449,7 +441,7 @@ class TestVocabulary:
     def test_an_error_without_cause_or_a_missing_one_is_found_without_the_checkpoint(
         self, data: Path, scored: Output, row: int, said: str, expected: str
     ) -> None:
-        _rewrite(scored, "predictions", _set("error", row, None if said == "null" else self.OUTSIDE))
+        rewrite(_path(scored, "predictions"), set_value("error", row, None if said == "null" else self.OUTSIDE))
 
         found = [str(problem) for problem in _verify(data, scored).problems]
 
