@@ -109,6 +109,7 @@ _ABOVE_OPERATIONS = {"flows.cli", "flows.classify", "flows.backfill", "flows.ret
 ROOMS = {
     "flows/operations": _ABOVE_OPERATIONS | {"flows.settings", "prefect", "rich", "cyclopts"},
     "flows/settings.py": _ABOVE_OPERATIONS | {"cyclopts", "rich"},
+    "flows/pages": {"flows.cli", "flows.classify", "flows.backfill", "flows.retrain", "prefect", "cyclopts", "rich"},
     "flows/orchestration": {"flows.cli", "flows.classify", "flows.backfill", "flows.retrain", "cyclopts"},
     "flows/classify.py": {"flows.cli", "flows.backfill", "flows.retrain"},
     "flows/backfill.py": {"flows.cli", "flows.retrain"},

@@ -155,12 +155,13 @@ class DriftReport:
     estimated_accuracy: mean probability of the predicted class. It estimates the share of right predictions as long
     as the checkpoint's probabilities are calibrated for these rows, which nobody knows without labels, and which
     drifted rows make doubtful.
-    shifts: by aspect.
+    shifts: by aspect. shares: by aspect, of the scored rows or their tokens in each bin of the reference.
     """
 
     num_rows: int
     estimated_accuracy: float
     shifts: dict[str, Shift]
+    shares: dict[str, list[float]]
 
     @property
     def drifted(self) -> list[str]:
@@ -182,7 +183,7 @@ def compare(reference: Mapping[str, Any], observed: Observed, *, tolerance: floa
     if not observed.num_rows:
         raise ValueError("there is no scored row to compare with the reference")
     rows = (reference["num_rows"], observed.num_rows)
-    shifts = {}
+    shifts, shares = {}, {}
     for name, count in observed.counts.items():
         p, q = np.array(reference[name]["shares"]), count / count.sum()
         chance = _chance(*reference[name]["noise"]) * (1 / rows[0] + 1 / rows[1])
@@ -193,7 +194,8 @@ def compare(reference: Mapping[str, Any], observed: Observed, *, tolerance: floa
             limit=_digits(limit),
             drifted=distance > limit,
         )
-    return DriftReport(observed.num_rows, _digits(observed.confidence / observed.num_rows), shifts)
+        shares[name] = [_digits(share) for share in q.tolist()]
+    return DriftReport(observed.num_rows, _digits(observed.confidence / observed.num_rows), shifts, shares)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ _PARTITION_TYPES: tuple[tuple[str, Callable[[pl.Series], pl.Series]], ...] = (
     (r"\d{4}-\d\d?-\d\d?", lambda values: values.str.to_date("%Y-%m-%d")),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?", lambda values: values.str.to_datetime(time_unit="us")),
 )
-# A name that no column has, for the time between reading and what is handed out.
-_FILE = "\0file"
+# Names that no column has: for the time between reading and what is handed out, and of what is added to some files.
+PLACE, FILE = "\0place", "\0file"
 
 
 def open_predictions(output: str | os.PathLike[str]) -> pl.LazyFrame:
@@ -51,6 +51,24 @@ def open_attention(output: str | os.PathLike[str]) -> pl.LazyFrame:
     """
     attention = _Part.of(output, ATTENTION).frame().select(pl.col("^weights$|^positions$"))
     return pl.concat([open_predictions(output), attention], how="horizontal")
+
+
+def scan_predictions_files(output: str, names: Sequence[str], first_row: int = 0) -> pl.LazyFrame:
+    """Some predictions files of an output, in this order, without their partitions.
+
+    What is selected of it must be of one type in all of these files. Beside their columns it has PLACE, the position of
+    a row among all of them from `first_row` on, and FILE, which ends in the name of the row's file.
+    """
+    address, options = _for_polars(output)
+    return pl.scan_parquet(
+        [f"{address.rstrip('/')}/{PREDICTIONS}/{name}" for name in names],
+        glob=False,
+        hive_partitioning=False,
+        storage_options=options,
+        include_file_paths=FILE,
+        row_index_name=PLACE,
+        row_index_offset=first_row,
+    )
 
 
 def class_names(output: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -125,12 +143,12 @@ class _Part:
             storage_options=self.options,
             hive_partitioning=by_polars,
             hive_schema={name: values.dtype for name, values in partitions.items()} if by_polars else None,
-            include_file_paths=_FILE if partitions and not by_polars else None,
+            include_file_paths=FILE if partitions and not by_polars else None,
         )
         if partitions and not by_polars:
-            path = pl.col(_FILE)
+            path = pl.col(FILE)
             added = [path.replace_strict(addresses, values).alias(name) for name, values in partitions.items()]
-            frame = frame.with_columns(added).drop(_FILE)
+            frame = frame.with_columns(added).drop(FILE)
         if first.classes != self.classes:
             frame = frame.with_columns(_with_classes(first.classes, self.classes))
         return frame

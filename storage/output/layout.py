@@ -205,6 +205,11 @@ class Output:
             return None
         return cls(root, OutputSettings.from_record(_settings_in(record)), types=_types_in(root, record))
 
+    @staticmethod
+    def recorded_source(root: Location) -> str:
+        """The root of what an output was made from, as a path or URI; "" if it is new. Raises as above."""
+        return str(_read_record(root).get("source", ""))
+
     def check(self, source: str) -> None:
         """Raises OutputError if the folder holds something else than what these settings make from `source`."""
         place = self.root.info()

@@ -4,6 +4,7 @@ A record for people and reports. What is to be scored is never decided from it, 
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,6 +57,7 @@ class RunManifest:
     passed_over: files and folders of the source that are not read, the first FIRST_PASSED_OVER of `num_passed_over`.
     notes: what is worth a word although nothing failed. predictions: rows by predicted class, for the totals; None if
     the shards have all of them.
+    report: the name of the page about the run beside this record, "" if there is none.
     """
 
     run_id: str
@@ -81,6 +83,7 @@ class RunManifest:
     num_passed_over: int = 0
     notes: tuple[str, ...] = ()
     predictions: dict[str, int] | None = None
+    report: str = ""
     totals: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,11 @@ def manifest_path(run_id: str) -> str:
     return f"{RUNS}/{run_id}.json"
 
 
+def report_path(run_id: str) -> str:
+    """Where the report page of a run is, below the output's root: beside its manifest."""
+    return f"{RUNS}/{run_id}.html"
+
+
 def write_manifest(output: Location, manifest: RunManifest) -> None:
     """Keep the manifest in the output folder, under the run's id."""
     fields = asdict(manifest)
@@ -129,6 +137,18 @@ def read_manifest(output: Location, run_id: str) -> RunManifest | None:
     return RunManifest(**fields)
 
 
+def read_manifests(output: Location) -> Iterator[RunManifest]:
+    """The manifests of an output, the one that was written last first. Damaged ones are passed over."""
+    manifests = [info for info in (output / RUNS).walk() if info.base_name.endswith(".json")]
+    for info in sorted(manifests, key=lambda info: int(info.mtime_ns or 0), reverse=True):
+        try:
+            manifest = read_manifest(output, info.base_name.removesuffix(".json"))
+        except (ValueError, KeyError, TypeError):
+            continue
+        if manifest:
+            yield manifest
+
+
 @dataclass(frozen=True)
 class ExpectedTime:
     """seconds: how long a run would take. By the speed and the tokens a row of the run `run_id`, on `engine`."""
@@ -141,13 +161,8 @@ class ExpectedTime:
 
 def expected_time(output: Location, num_rows: int) -> ExpectedTime | None:
     """How long scoring so many rows may take, by the newest run that scored anything; None if there is none."""
-    manifests = [info for info in (output / RUNS).walk() if info.base_name.endswith(".json")]
-    for info in sorted(manifests, key=lambda info: int(info.mtime_ns or 0), reverse=True):
-        try:
-            manifest = read_manifest(output, info.base_name.removesuffix(".json"))
-        except (ValueError, KeyError, TypeError):
-            continue
-        if manifest and (speed := manifest.totals["tokens_per_second"]):
+    for manifest in read_manifests(output):
+        if speed := manifest.totals["tokens_per_second"]:
             tokens = num_rows * manifest.totals["tokens"] / manifest.totals["rows"]
             return ExpectedTime(round(tokens / speed, 1), speed, manifest.run_id, manifest.engine)
     return None
