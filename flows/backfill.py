@@ -30,14 +30,17 @@ from flows.operations.partition_runs import (
 )
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress
+from flows.orchestration.report import leave_page
 from flows.orchestration.runners import check_runner, open_workers, run_all
 from flows.orchestration.scheduled import at_scheduled_start
+from flows.pages.report import report_run
 from flows.settings import BackfillOptions, as_flow
 from storage.input.partitions import Partition
 from storage.input.sources import refuse_nested
 from storage.locations import Location, without_credentials
-from storage.output.manifests import read_manifest
-from storage.registry.checkpoints import Registry
+from storage.output.layout import Output
+from storage.output.manifests import read_manifest, report_path
+from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 
 def _run_name() -> str:
@@ -72,9 +75,11 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
             "checkpoint": stored.version if options.checkpoint == "champion" else options.checkpoint,
             "mode": options.mode,
             "max_errors": options.max_errors,
+            "report_rows": options.report_rows,
             **options.said(),
         }
         runs = _run_all(ordered, parameters, options)
+        _leave_page(runs, output, stored, options)
     by_name = {run.partition: run for run in runs}
     ending = ending_of([by_name[each.name] for each in ordered])
     shown = [_shown(by_name[each.name]) for each in ordered]
@@ -119,6 +124,14 @@ def _run_all(
     return runs
 
 
+def _leave_page(runs: list[PartitionRun], output: Output, stored: StoredCheckpoint, options: BackfillOptions) -> None:
+    """A page about all partitions that had something to do. runs: in the order in which they ended."""
+    found = [read_manifest(output.root, run.run_id) for run in reversed(runs) if run.run_id]
+    if manifests := [manifest for manifest in found if manifest and manifest.report]:
+        make = partial(report_run, options.output, output, None, manifests, stored.card, options.report_rows)
+        leave_page(make, output.root / report_path(str(flow_run.id)), "backfill-page")
+
+
 def _run(run_one: Callable[[Partition], PartitionRun], partition: Partition) -> PartitionRun:
     return run_one(partition) if partition.exists else PartitionRun.without_input(partition)
 
@@ -161,6 +174,7 @@ def _ended(partition: Partition, state: State[Any], output: str, run_id: str) ->
         errors=manifest.num_errors if manifest else 0,
         seconds=manifest.seconds if manifest else 0.0,
         message=(state.message or "").removeprefix("Flow run encountered an exception: "),
+        run_id=run_id,
     )
 
 

@@ -1,6 +1,7 @@
 """The classify flow: a plan from footers, task runs that score its shards, and a manifest of what came of it."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prefect import State, get_run_logger
@@ -13,14 +14,15 @@ from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoin
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_run_ended
 from flows.orchestration.facts import counted, first_errors_in_words, run_summary
-from flows.orchestration.report import publish_report
+from flows.orchestration.report import leave_page, publish_report
 from flows.orchestration.runners import check_runner, open_workers
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.orchestration.task_runs import score_all
+from flows.pages.report import report_run
 from flows.settings import ClassifyOptions, as_flow
 from storage.labelled.classes import class_values
 from storage.locks import only_run
-from storage.output.manifests import RunManifest, write_manifest
+from storage.output.manifests import RunManifest, report_path, write_manifest
 from storage.output.orphans import clear_superseded
 from storage.registry.checkpoints import Registry
 
@@ -68,7 +70,14 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     num_rows, num_errors = outcome.num_rows_and_errors()
     is_good = not (plan.unreadable or outcome.failures) and options.tolerates(num_errors, num_rows)
     manifest = run.manifest(str(flow_run.id), str(flow_run.name), outcome, is_good=is_good)
+    if manifest.shards or manifest.failures:  # of a run that had nothing to do there is nothing to show
+        manifest = replace(manifest, report=report_path(manifest.run_id))
     write_manifest(output.root, manifest)
+    if manifest.report:
+        make = partial(report_run, options.output, output, source.root, [manifest], stored.card, options.report_rows)
+        if problem := leave_page(make, output.root / manifest.report, "classify-page"):
+            manifest = replace(manifest, report="", notes=(*manifest.notes, problem))
+            write_manifest(output.root, manifest)
     publish_report(manifest)
     emit_run_ended(manifest)
     return _final_state(manifest, options.max_errors)

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from prefect import State, Task, get_run_logger, task
@@ -16,8 +17,10 @@ from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_promotion
 from flows.orchestration.gpu_slot import device_slot
 from flows.orchestration.progress import RunProgress, showing
+from flows.orchestration.report import leave_page
 from flows.orchestration.task_runs import is_transient
 from flows.orchestration.training_log import TrainingLog
+from flows.pages.report import report_retraining
 from flows.settings import RetrainOptions, as_flow
 from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
@@ -109,6 +112,8 @@ def _publish(registry: Registry, version: str, promotion: Promotion, started: da
     }
     manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     registry.run_record(str(flow_run.id)).write_bytes(manifest.encode())
+    make = partial(report_retraining, record, registry.card(version))
+    leave_page(make, registry.run_report(str(flow_run.id)), "retrain-page")
     folder = registry.folder(version)
     card = f"[{folder}]({as_uri(str(folder))})"
     create_markdown_artifact(

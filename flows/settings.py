@@ -171,11 +171,19 @@ class ToleranceOptions(Options):
         return num_errors <= int(self.max_errors)
 
 
+class ReportOptions(Options):
+    """What the report of a run may show."""
+
+    report_rows: Annotated[int, Field(ge=0)] = option(
+        100, "Rows that the run's report shows, with their tokens; 0 for none, as for data that must not leave."
+    )
+
+
 class PlanOptions(OutputOptions, TargetOptions):
     """What a plan depends on: all of `classify` but how it is computed."""
 
 
-class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, PlanOptions):
+class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, ReportOptions, PlanOptions):
     """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
 
     Rerunning the same command is the recovery procedure: what is already scored is left as it is. An output that exists
@@ -205,7 +213,7 @@ class RangeOptions(Options):
     )
 
 
-class BackfillOptions(RunnerOptions, OutputOptions, ToleranceOptions, RangeOptions, TargetOptions):
+class BackfillOptions(RunnerOptions, OutputOptions, ToleranceOptions, ReportOptions, RangeOptions, TargetOptions):
     """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
 
     An output that exists keeps the settings that it was made with; saying something else of it is refused.

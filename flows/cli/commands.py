@@ -21,7 +21,7 @@ from flows.orchestration.credentials import refuse_credentials
 from flows.orchestration.facts import run_facts
 from flows.settings import BackfillOptions, ClassifyOptions, Options, RetrainOptions, takes
 from storage.locations import Location
-from storage.output.manifests import RunManifest, read_manifest
+from storage.output.manifests import RunManifest, read_manifest, report_path
 from storage.registry.checkpoints import Registry
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def backfill(options: BackfillOptions) -> int:
     if isinstance(runs, list):
         show_partitions(printer(), runs)
     _show_message(state)
+    _show_report(Location.parse(options.output) / report_path(str(state.state_details.flow_run_id)))
     return _code(state)
 
 
@@ -66,11 +67,19 @@ def retrain(options: RetrainOptions) -> int:
     _refuse_credentials(options)
     state = _run_flow("retrain", options)
     result = state.result()
-    stored = Registry.open(options.registry).load(result["version"])
+    registry = Registry.open(options.registry)
+    stored = registry.load(result["version"])
     decision = {"promoted": "champion"}.get(result["outcome"], result["outcome"])
     facts = card_facts(stored.card) | {"checkpoint": str(stored.location), decision: state.message or ""}
     printer().facts(facts)
+    _show_report(registry.run_report(str(state.state_details.flow_run_id)))
     return _code(state)
+
+
+def _show_report(place: Location) -> None:
+    """Where the page about a run is, if one was made."""
+    if place.is_file():
+        printer().facts({"report": str(place)})
 
 
 def _refuse_credentials(options: Options) -> None:

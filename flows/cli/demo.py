@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from flows.cli import DONE, commands
+from flows.cli import DONE, commands, outputs
 from flows.cli.printing import printer
 from storage.registry.checkpoints import CHAMPION, Registry
 
@@ -46,6 +46,8 @@ def demo(folder: str = "demo") -> int:
     _show("classify", sample, output, "--registry", registry, "--label-column", "label")
     if code := commands.classify(sample, output, registry=registry, label_column="label"):
         return code
+    _show("report", output, "--registry", registry)
+    outputs.report(output, registry=registry)
     test = Registry.open(registry).load(CHAMPION).card.test
     commands_of = Path(".venv/bin") if Path(".venv/bin/attnlstm").exists() else Path()
     python, attnlstm = str(commands_of / "python"), str(commands_of / "attnlstm")
@@ -54,6 +56,7 @@ def demo(folder: str = "demo") -> int:
         to.say(f"\nAccuracy on files that training never saw: {test.accuracy:.4f}")
     to.say(f"The output: {output}\n")
     to.say(_NEXT.format(python=python, attnlstm=attnlstm, sample=sample, output=output, registry=registry))
+    to.say(f"\nThe report, to be opened in a browser: {(Path(output) / 'report.html').resolve()}")
     return DONE
 
 

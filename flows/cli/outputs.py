@@ -1,4 +1,4 @@
-"""The commands that look at an output without scoring it: plan, verify and prune, and what they print.
+"""The commands that look at an output without scoring it: plan, verify, report and prune, and what they print.
 
 Only prune changes anything. What would be scored, what is wrong and what may go is for storage to say. Knows nothing
 about Prefect, so that these commands are quick.
@@ -7,7 +7,7 @@ about Prefect, so that these commands are quick.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import Field
@@ -17,7 +17,8 @@ from flows.cli import DONE, FAILED
 from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
 from flows.operations.rescore import Checkpoints, Rescored, score_again
 from flows.orchestration.facts import counted
-from flows.settings import PlanOptions, option, takes
+from flows.settings import PlanOptions, ReportOptions, option, takes
+from storage.locations import Location, below
 from storage.locks import only_run
 from storage.output.manifests import ExpectedTime, expected_time
 from storage.output.orphans import Removable, find_leftovers, find_orphans, remove
@@ -25,6 +26,9 @@ from storage.output.plan import UP_TO_DATE, Mode, OutputPlan, existing_output, p
 from storage.output.side_by_side import Problem
 from storage.output.verification import VerificationReport, verify_output
 from storage.registry.checkpoints import Registry
+
+if TYPE_CHECKING:
+    from flows.pages.report import Report
 
 PlanAsJson = Annotated[bool, Parameter(name="--json")]
 
@@ -119,6 +123,44 @@ def prune(source: str, output: str, *, dry_run: bool = False, as_json: AsJson = 
             remove(existing, found)
     show_removed(printer(as_json), found, str(existing.root), dry_run=dry_run)
     return DONE
+
+
+def report(
+    output: str,
+    *,
+    out: str | None = None,
+    rows: Annotated[int, Field(ge=0)] = ReportOptions().report_rows,
+    registry: str = "registry",
+    as_json: AsJson = False,
+) -> int:
+    """Make a page about all that an output holds, over all of its runs, to be opened in a browser.
+
+    Each run leaves such a page of its own. This one is made of what lies on disk, so it can be made at any time.
+
+    Args:
+        output: Folder or URI of the output.
+        out: File or URI to write. By default report.html in the output.
+        rows: Rows that are shown, with their tokens; 0 for none, as for data that must not leave.
+        registry: Folder or URI of the registry with the card of the checkpoint that scored. Without it, what the
+            checkpoint was measured on is left out.
+    """
+    from flows.pages.page import write_page
+    from flows.pages.report import report_output
+
+    found = report_output(output, registry, rows)
+    place = Location.parse(out if out is not None else below(output, "report.html"))
+    num_bytes = write_page(found, place)
+    show_report(printer(as_json), found, str(place), num_bytes)
+    return DONE
+
+
+def show_report(to: Printer, found: "Report", place: str, num_bytes: int) -> None:
+    """Whether all is well, and where the page is."""
+    checks = [asdict(check) for check in found.checks]
+    to.record({"report": place, "bytes": num_bytes, "state": found.state, "checks": checks})
+    to.say(f"{found.headline}.")
+    to.lines([(check.state, check.text) for check in found.checks], rest="checks", kept_in="the page")
+    to.facts({"report": f"{place} ({byte_size(num_bytes)})"})
 
 
 def show_plan(

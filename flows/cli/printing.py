@@ -22,7 +22,7 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.
 MOST_LISTED = 20
 
 # Marks of lines that tell of something bad. They are red where there are colours.
-_BAD = {"failed", "unreadable", "wrong"}
+_BAD = {"failed", "unreadable", "wrong", "bad"}
 
 
 class Printer:

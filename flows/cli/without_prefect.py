@@ -72,8 +72,7 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
         if run is None:
             runs.append(PartitionRun.without_input(partition))
         else:
-            _record(run, None)
-            runs.append(PartitionRun(partition.name, COMPLETED))
+            runs.append(PartitionRun(partition.name, COMPLETED, run_id=_record(run, None).run_id))
     return ending_of(runs)
 
 

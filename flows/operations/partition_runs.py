@@ -19,7 +19,10 @@ COMPLETED, NO_INPUT, NOT_STARTED, PLANNED = "Completed", "No input", "Not starte
 
 @dataclass(frozen=True)
 class PartitionRun:
-    """What came of one partition. rows, errors, seconds: of what was scored, or in a dry run of what would be."""
+    """What came of one partition. rows, errors, seconds: of what was scored, or in a dry run of what would be.
+
+    run_id: of the run that did it, "" if none did.
+    """
 
     partition: str
     state: str
@@ -27,6 +30,7 @@ class PartitionRun:
     errors: int = 0
     seconds: float = 0.0
     message: str = ""
+    run_id: str = ""
 
     @classmethod
     def without_input(cls, partition: Partition) -> "PartitionRun":

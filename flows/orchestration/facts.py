@@ -65,6 +65,8 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
     if manifest.notes:
         facts["note"] = "; ".join(manifest.notes)
     places = {"source": manifest.source, "output": manifest.output, "manifest": manifest_place(manifest)}
+    if manifest.report:
+        places["report"] = f"{manifest.output}/{manifest.report}"
     return facts | {"checkpoint": manifest.checkpoint} | places
 
 

@@ -5,9 +5,10 @@ of them is the command line's business.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import polars as pl
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
@@ -20,7 +21,10 @@ from flows.orchestration.facts import (
     first_errors,
     run_facts,
 )
-from storage.locations import as_uri
+from flows.pages.page import write_page
+from flows.pages.report import Report
+from storage.errors import first_line
+from storage.locations import Location, as_uri
 from storage.output.manifests import RunManifest
 
 # Longer lists are in the manifest; a page is for reading.
@@ -29,6 +33,21 @@ MOST_SHARDS = 1000
 
 _OTHER_SECTIONS = {"result", "not scored", "errors", "first errors", "predictions"}
 _COUNTED_FROM = "Rows are counted from 0, in the input file."
+
+
+def leave_page(make: Callable[[], Report], place: Location, key: str) -> str:
+    """Write the page about a run in its place and link to it on Prefect's page; why that failed, "" if it did not.
+
+    What was scored is scored, whatever becomes of a page about it: so no error of its making fails the run.
+    """
+    try:
+        write_page(make(), place)
+    except (Exception, pl.exceptions.PanicException) as error:
+        get_run_logger().warning("No report was made of this run", exc_info=error)
+        return f"no report was made: {type(error).__name__}: {first_line(error)}"
+    link = as_uri(str(place))
+    create_link_artifact(link, link_text=str(place), key=key, description="The report, a page to open in a browser")
+    return ""
 
 
 def publish_report(manifest: RunManifest) -> None:
@@ -119,7 +138,8 @@ def _facts(manifest: RunManifest) -> str:
     """What the headline and the other sections do not say, places as links."""
     facts = {name: fact for name, fact in run_facts(manifest).items() if name not in _OTHER_SECTIONS}
     facts |= {name: f"`{facts[name]}`" for name in ("checkpoint", "source")}
-    facts |= {name: f"[{facts[name]}]({as_uri(facts[name])})" for name in ("output", "manifest")}
+    places = [name for name in ("output", "manifest", "report") if name in facts]
+    facts |= {name: f"[{facts[name]}]({as_uri(facts[name])})" for name in places}
     return "\n".join(f"- **{name.capitalize()}**: {fact}" for name, fact in facts.items())
 
 

@@ -79,6 +79,10 @@ class Registry:
         """Where the record of a retraining is kept."""
         return self.root / f"runs/{run_id}.json"
 
+    def run_report(self, run_id: str) -> Location:
+        """Where the page about a retraining is: beside its record."""
+        return self.root / f"runs/{run_id}.html"
+
     def folder(self, version: str) -> Location:
         """The folder of a version, whether or not it exists."""
         return self.checkpoints / version

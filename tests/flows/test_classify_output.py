@@ -51,7 +51,7 @@ def test_output_has_a_file_of_each_kind_for_every_input_and_nothing_unfinished(s
 
     visible = [name for name in _names(scored.output) if not name.startswith(".lock")]
     assert visible == sorted(
-        ["_dataset.json", f"runs/{run_id}.json"]
+        ["_dataset.json", f"runs/{run_id}.html", f"runs/{run_id}.json"]
         + [f"{kind}/{name}" for kind in ("predictions", "attention") for name in names]
     )
 
@@ -221,9 +221,10 @@ def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, d
         )
     by_key = {artifact.key: artifact for artifact in artifacts}
 
-    parts = ("drift", "output", "progress", "report", "shards")
+    parts = ("drift", "output", "page", "progress", "report", "shards")
     assert sorted(map(str, by_key)) == [f"classify-{part}" for part in parts]
     assert str(scored.output) in str(by_key["classify-output"].data)
+    assert f"{scored.output}/{scored.manifest.report}" in str(by_key["classify-page"].data)
     assert by_key["classify-progress"].data == 100
     assert [row["shard"] for row in json.loads(str(by_key["classify-shards"].data))] == _names(dataset)
     assert by_key["classify-progress"].description == f"Rows scored into {scored.output}: 420 of 420"

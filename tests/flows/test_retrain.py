@@ -75,7 +75,7 @@ def test_prefect_shows_the_report_the_curve_the_progress_and_both_tasks(trained:
 
     artifacts = {artifact.key: artifact.data for artifact in found}
     num_epochs = len(json.loads((trained.folder / "card.json").read_text())["training"]["epochs"])
-    assert sorted(map(str, artifacts)) == ["retrain-curve", "retrain-progress", "retrain-report"]
+    assert sorted(map(str, artifacts)) == ["retrain-curve", "retrain-page", "retrain-progress", "retrain-report"]
     assert artifacts["retrain-progress"] == 100
     assert str(artifacts["retrain-report"]).startswith("**Promoted**: the first checkpoint")
     assert str(artifacts["retrain-curve"]).splitlines()[-1].startswith(f"| {num_epochs} of ")

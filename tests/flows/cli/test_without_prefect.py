@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Callable[..., Any]:
 
 
 def _names(folder: Path | str) -> set[str]:
-    return {path.name for path in (Path(folder) / "runs").iterdir()}
+    return {path.name for path in (Path(folder) / "runs").glob("*.json")}
 
 
 def test_run_with_nothing_to_do_leaves_the_manifest_that_a_flow_run_leaves(
@@ -115,9 +115,10 @@ def test_backfill_with_nothing_to_do_or_to_plan_ends_as_the_flow_does(
     assert len(_names(asked["output"])) == before + num_runs
     assert (num_runs == 0) == dry_run
     state: Any = backfill(**asked, **options, dry_run=dry_run, return_state=True)
-    table = [row if dry_run else row | {"message": ""} for row in state.result()]
+    own = {} if dry_run else {"message": "", "run_id": ""}
+    table = [row | own for row in state.result()]
     assert (ending.is_good, ending.message) == (state.is_completed(), state.message)
-    assert [row if dry_run else row | {"message": ""} for row in ending.table] == table
+    assert [row | own for row in ending.table] == table
 
 
 @pytest.mark.parametrize("command", ["classify", "backfill"])
