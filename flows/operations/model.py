@@ -81,6 +81,7 @@ class Model:
         self.network = network
         self.version = version
         self.classes = network.config.classes
+        self._labels = pl.Series(class_values(self.classes, network.config.label_type))
         self._rules = TokenRules(network.config.padding_id, None, "truncate")
         self._engine = open_engine(network, device, threads or num_cores(), engine, precision)
 
@@ -123,7 +124,7 @@ class Model:
         winners = scores.probabilities.argmax(axis=1) if len(scores.probabilities) else np.zeros(0, np.int64)
         weights = pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), pa.array(scores.attention_weights))
         columns = {
-            "prediction": of_rows(self._labels().gather(winners)),
+            "prediction": of_rows(self._labels.gather(winners)),
             "score": of_rows(pl.Series(np.take_along_axis(scores.probabilities, winners[:, None], axis=1)[:, 0])),
             "probabilities": of_rows(pl.Series(scores.probabilities, dtype=pl.Array(pl.Float32, len(self.classes)))),
             "num_tokens": pl.Series(rows.num_tokens).replace(-1, None),
@@ -154,9 +155,6 @@ class Model:
             shares=tuple(found["shares"]) if found else (),
             falls={name: tuple(falls[name]["by_share"]) for name in ("most", "random", "least") if falls},
         )
-
-    def _labels(self) -> pl.Series:
-        return pl.Series(class_values(self.classes, self.network.config.label_type))
 
     def _rows(self, tokens: Any) -> TokenRows:
         return decode_tokens(_column(tokens), self._rules)

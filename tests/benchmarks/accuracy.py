@@ -1,0 +1,122 @@
+"""A checkpoint as `retrain` would make it against byte n-grams with logistic regression, on the same held-out rows.
+
+    python tests/benchmarks/accuracy.py FOLDER... [--preset NAME ...] [--seeds N]
+
+Each FOLDER holds labelled Parquet with the columns `tokens` and `label` (and `group` if there is one). Its test side is
+that of the product's split, or `test.parquet` where there is one beside `train.parquet`. The network trains on the
+train side, stops and is calibrated by the validation side, and never sees the rest; the regression gets both. Prints a
+Markdown table of figures on the test rows. Needs the extra `test`.
+"""
+
+import argparse
+import itertools
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from attnlstm.engines import open_engine
+from attnlstm.evaluation.metrics import evaluate
+from attnlstm.process import num_cores
+from attnlstm.training.loop import TrainingResult, train
+from attnlstm.training.rows import LabelledSequences
+from attnlstm.training.settings import DEFAULT, PRESETS, Preset, preset
+from storage.labelled.rows import SIDES, LabelledRows
+from storage.labelled.source import read_labelled
+from storage.labelled.split import TEST, TRAIN, VALIDATION
+
+PENALTIES = (1.0, 10.0, 100.0)
+"""Values of C. One is scikit-learn's own choice; the others suit n-grams, most of which are rare."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="of labelled Parquet")
+    parser.add_argument("--preset", choices=list(PRESETS), nargs="+", default=[DEFAULT])
+    parser.add_argument("--seeds", type=int, default=1, help="networks to train, of seeds 0, 1, ...")
+    parser.add_argument("--threads", type=int, default=num_cores())
+    arguments = parser.parse_args()
+
+    print("| test rows of | how | accuracy | macro-F1 | log loss | ECE before | ECE after | epochs | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for folder in arguments.folders:
+        has_test = (folder / "test.parquet").exists()
+        rows = read_labelled(str(folder / "train.parquet" if has_test else folder))
+        known = sides_of(rows, SIDES if has_test else (TRAIN, VALIDATION))
+        test = sides_of(rows, (TEST,))
+        if has_test:
+            others = read_labelled(str(folder / "test.parquet"))
+            test = sides_of(others, SIDES, classes=rows.classes)
+        for C in PENALTIES:
+            show(folder, f"byte 1-4-grams, logistic regression, C = {C:g}", measure_baseline(known, test, rows, C))
+        for name, seed in itertools.product(arguments.preset, range(arguments.seeds)):
+            figures = measure_ours(rows, test, preset(name), seed, arguments.threads)
+            show(folder, f"attention-LSTM, {name}, seed {seed}", figures)
+
+
+def show(folder: Path, how: str, figures: dict[str, Any]) -> None:
+    shown = [figures[name] for name in ("accuracy", "macro_f1", "log_loss")]
+    shown += [figures.get("ece_before", ""), figures["ece"]]
+    cells = [f"{figure:.4f}" if figure != "" else "" for figure in shown]
+    more = [figures.get("epochs", ""), figures.get("seconds", "")]
+    print(f"| {folder.name} | {how} | " + " | ".join([*cells, *map(str, more)]) + " |", flush=True)
+
+
+def sides_of(
+    rows: LabelledRows, sides: tuple[int, ...], *, classes: tuple[str, ...] | None = None
+) -> LabelledSequences:
+    """The rows of some sides. classes: another order of labels."""
+    parts = [rows.side(side) for side in sides]
+    lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in parts])
+    order = np.array([(classes or rows.classes).index(name) for name in rows.classes])
+    return LabelledSequences(
+        np.concatenate([values for values, _, _ in parts]),
+        np.concatenate(([0], np.cumsum(lengths))),
+        order[np.concatenate([labels for _, _, labels in parts])],
+    )
+
+
+def measure_baseline(known: LabelledSequences, test: LabelledSequences, rows: LabelledRows, C: float) -> dict[str, Any]:
+    began = time.monotonic()
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), lowercase=False)
+    features = vectorizer.fit_transform(texts(known))
+    model = LogisticRegression(C=C, max_iter=1000).fit(features, known.labels)
+    probabilities = np.zeros((len(test), len(rows.classes)))
+    probabilities[:, model.classes_] = model.predict_proba(vectorizer.transform(texts(test)))
+    figures = evaluate(probabilities, test.labels, rows.classes)
+    return {**figures, "seconds": f"{time.monotonic() - began:.0f}"}
+
+
+def texts(rows: LabelledSequences) -> list[str]:
+    """A character for each token."""
+    text = "".join(map(chr, rows.values.tolist()))
+    return [text[start:end] for start, end in pairwise(rows.offsets.tolist())]
+
+
+def measure_ours(
+    rows: LabelledRows, test: LabelledSequences, chosen: Preset, seed: int, threads: int
+) -> dict[str, Any]:
+    validation = LabelledSequences(*rows.side(VALIDATION))
+    settings = chosen.settings(seed=seed, threads=threads)
+    result = train(chosen.config(rows.classes), settings, LabelledSequences(*rows.side(TRAIN)), validation)
+    before = evaluate(probabilities_of(result, test, 1.0, threads), test.labels, rows.classes)
+    after = evaluate(probabilities_of(result, test, result.temperature, threads), test.labels, rows.classes)
+    epochs = f"{result.best_epoch} of {len(result.epochs)}"
+    return {**after, "ece_before": before["ece"], "epochs": epochs, "seconds": f"{result.seconds:.0f}"}
+
+
+def probabilities_of(
+    result: TrainingResult, test: LabelledSequences, temperature: float, threads: int
+) -> npt.NDArray[np.float32]:
+    result.network.config = replace(result.network.config, temperature=temperature)
+    return open_engine(result.network, threads=threads).score(test.values, test.offsets).probabilities
+
+
+if __name__ == "__main__":
+    main()
