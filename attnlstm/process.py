@@ -8,6 +8,7 @@ import ctypes
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -44,6 +45,18 @@ def _quota_of_version_1(cgroups: Path) -> tuple[int, int]:
         return int(quota), int(period)  # -1 is no limit
     except (OSError, ValueError):
         return 0, 0
+
+
+def memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may have: the machine's, or the limit of its control group if that is less.
+
+    cgroups: where Linux shows the limits of control groups.
+    """
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" is no limit
+            found = min(found, int((cgroups / name).read_text()))
+    return found
 
 
 def worker_threads(num_threads: int, name: str) -> ThreadPoolExecutor:

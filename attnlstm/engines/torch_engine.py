@@ -26,7 +26,7 @@ from attnlstm.engines import Device, Precision, Scores
 from attnlstm.engines.fused_cpu import layers_fit
 from attnlstm.engines.transfers import CALLS_AT_ONCE, Arrays, Transfers, narrow
 from attnlstm.network import AttentionLSTM
-from attnlstm.process import worker_threads
+from attnlstm.process import memory_bytes, worker_threads
 
 if TYPE_CHECKING:
     from attnlstm.engines.fused_cpu.layers import FusedLayers
@@ -42,6 +42,9 @@ MAX_ROWS = {"cpu": 1024, "cuda": 1 << 14}
 
 MIN_ROWS = {"cpu": 16, "cuda": 256}
 """Rows of a batch where rows are long and alike (see `plan_batches`): with fewer, products of matrices are slow."""
+
+BYTES_BY_HIDDEN_SIZE = 33
+"""Of memory on a CPU, for each token of a row and each unit of the hidden size, as measured."""
 
 PIECE_TOKENS = 1 << 24
 """Tokens that are on a device at once, of rows that may share batches."""
@@ -84,7 +87,8 @@ class TorchEngine:
     below 1.
 
     A batch that does not fit in a GPU's memory is halved, and so are later ones; a warning is logged. Then results
-    depend on the memory that was free, in their last bits. Raises MemoryError on a row that does not fit alone.
+    depend on the memory that was free, in their last bits. Raises MemoryError on a row that does not fit alone, on a
+    CPU as well: there the system would end the process.
     """
 
     name = "torch"
@@ -181,6 +185,8 @@ class TorchEngine:
     def _forward_batch(self, rows: _Rows, lengths: npt.NDArray[np.int64], batch: slice) -> None:
         """One batch, or two halves of it where memory does not hold it."""
         num_rows, longest = batch.stop - batch.start, int(lengths[batch.start])
+        if num_rows == 1 and self.device == "cpu":
+            self._refuse_too_long(longest)
         if num_rows == 1 or num_rows * longest <= self._most_tokens:
             try:
                 self._compute(rows, batch, longest)
@@ -189,13 +195,22 @@ class TorchEngine:
                 if num_rows == 1:
                     raise MemoryError(
                         f"a row of {longest:,} tokens does not fit in the GPU's memory; score it on a CPU, or limit "
-                        "the length of rows"
+                        "the length of rows (max_tokens)"
                     ) from error
             # Out of the except block, which keeps the failed pass's tensors alive.
             self._halve(num_rows * longest)
         middle = batch.start + num_rows // 2
         self._forward_batch(rows, lengths, slice(batch.start, middle))
         self._forward_batch(rows, lengths, slice(middle, batch.stop))
+
+    def _refuse_too_long(self, num_tokens: int) -> None:
+        needed = BYTES_BY_HIDDEN_SIZE * self._network.config.hidden_size * num_tokens
+        there = memory_bytes()
+        if needed > there:
+            raise MemoryError(
+                f"a row of {num_tokens:,} tokens takes the torch engine about {needed / 1e9:.1f} GB, and there are "
+                f"{there / 1e9:.1f}; limit the length of rows (max_tokens)"
+            )
 
     def _halve(self, num_tokens: int) -> None:
         torch.cuda.empty_cache()

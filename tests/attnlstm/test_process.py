@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attnlstm.process import num_cores
+from attnlstm.process import memory_bytes, num_cores
 
 _FAULTS = """
 import resource, sys
@@ -67,3 +67,12 @@ def test_a_container_has_the_cores_of_its_quota(
         (tmp_path / name).write_text(text)
 
     assert num_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_container_has_the_memory_of_its_limit(name: str, tmp_path: Path) -> None:
+    of_machine = memory_bytes(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for text, expected in (("max", of_machine), (str(1 << 62), of_machine), (str(1 << 20), 1 << 20)):
+        (tmp_path / name).write_text(f"{text}\n")
+        assert memory_bytes(tmp_path) == expected

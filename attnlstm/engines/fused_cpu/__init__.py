@@ -84,7 +84,8 @@ class FusedCpuEngine:
     Probabilities and attention weights are within 1e-6 of float64. What amplifies float32's rounding errors loses
     more here as elsewhere: recurrent weights so large that states are chaotic, scores in the hundreds, or cells
     that add up tiny inputs over 100,000 steps (1e-5).
-    Memory, for each thread: 16 * D + 4 bytes a token of a group (8 * D + 4 if there is one layer), and kept.
+    Memory, for each thread: 16 * D + 4 bytes a token of a group (8 * D + 4 if there is one layer), and kept. Beyond
+    256 MiB, of a single long row, they are in a file in TMPDIR: the system takes it out of memory as it needs.
 
     The first engine on a machine compiles for some seconds, once for all sizes. Later ones, in any process, read what
     was compiled from Numba's cache on disk (__pycache__, or the user's cache folder if that is read-only).

@@ -6,6 +6,8 @@ computed together. It imports Numba: import it late.
 Shape letters: H hidden size, D that padded to whole vectors, T tokens, N rows, C classes.
 """
 
+import os
+import tempfile
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
+BYTES_IN_MEMORY = 1 << 28
+"""Of states, 256 MiB: a million tokens of the reference network. Those of a longer row lie in a temporary file."""
+
 
 class FusedLayers:
     """The layers of a network, and what follows them if its attention is additive. Several threads may call it at once.
 
     Later changes to the network don't reach it. A row's results are the same bits whatever rows stand beside it.
-    Memory, for each thread: token_bytes a token of a call, and kept: fresh memory costs more than it seems.
+    Memory, for each thread: token_bytes a token of a call, and kept: fresh memory costs more than it seems. What is
+    more than BYTES_IN_MEMORY lies in a file, for the call alone.
     """
 
     def __init__(self, network: "AttentionLSTM") -> None:
@@ -74,17 +80,31 @@ class FusedLayers:
 
     def _scratch_of_thread(self, num_tokens: int) -> tuple[Indices, Floats, Floats, Floats]:
         """Slots, states, cells and partial sums."""
-        states: Floats | None = getattr(self._scratch, "states", None)
-        size = num_tokens * 2 * self._size
-        if states is None or states.shape[1] < size:
-            self._scratch.states = aligned((self._num_buffers, size))
+        if not hasattr(self._scratch, "rest"):
+            self._scratch.states = aligned((self._num_buffers, 0))
             self._scratch.rest = (
                 np.zeros((NUM_SLOTS, SLOT_FIELDS), np.int64),
                 aligned((NUM_SLOTS, self._size)),
                 aligned((NUM_SLOTS, 4 * LANES)),
             )
         slots, cells, sums = self._scratch.rest
+        shape = (self._num_buffers, num_tokens * 2 * self._size)
+        if num_tokens * self.token_bytes > BYTES_IN_MEMORY:
+            return slots, in_file(shape), cells, sums
+        if self._scratch.states.shape[1] < shape[1]:
+            self._scratch.states = aligned(shape)
         return slots, self._scratch.states, cells, sums
+
+
+def in_file(shape: tuple[int, ...]) -> Floats:
+    """float32 zeros in a file without a name, which is gone with them. Raises OSError if the disk has no room."""
+    with tempfile.TemporaryFile(prefix="attnlstm-states-") as file:
+        size = 4 * int(np.prod(shape))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would end the process, where it writes
+        else:
+            file.truncate(size)
+        return np.asarray(np.memmap(file, np.float32, "r+", shape=shape))
 
 
 def _lay_out(folded: Folded, hidden_size: int, lanes: int) -> tuple[Floats, ...]:

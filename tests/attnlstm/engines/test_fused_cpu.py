@@ -1,13 +1,18 @@
 """The fused kernel against float64 in every size; the same bits for a row in any company and on any processor."""
 
 import hashlib
+import importlib
+import math
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +84,29 @@ def test_a_long_row_agrees_with_float64(network: AttentionLSTM, ragged: Rows, mo
     monkeypatch.setattr(fused_cpu, "SCRATCH_BYTES", 1 << 20)
     rows = ragged([1, 9_001, 2, 1_500])
     check_scores(network, FusedCpuEngine(network).score(*rows), *rows)
+
+
+def test_states_of_a_long_row_lie_in_a_file_and_its_bits_are_the_same(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = ragged([1, 9_001, 2])
+    layers = importlib.import_module("attnlstm.engines.fused_cpu.layers")  # which imports Numba
+    in_memory = FusedCpuEngine(network).score(*rows)
+    engine = FusedCpuEngine(network)
+    sizes = []
+
+    def in_file(shape: tuple[int, ...], real: Callable[[tuple[int, ...]], Any] = layers.in_file) -> Any:
+        sizes.append(4 * math.prod(shape))
+        return real(shape)
+
+    monkeypatch.setattr(layers, "in_file", in_file)
+    monkeypatch.setattr(fused_cpu, "SCRATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(layers, "BYTES_IN_MEMORY", 1 << 20)
+    assert bits(engine.score(*rows)) == bits(in_memory)
+    assert [size > 1 << 20 for size in sizes] == [True]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "is not there"))
+    with pytest.raises(OSError, match="is not there"):
+        engine.score(*rows)
 
 
 @pytest.mark.slow

@@ -103,6 +103,20 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
     return tried
 
 
+def test_a_row_that_a_cpus_memory_does_not_hold_is_refused(
+    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, hidden_size = ragged(LENGTHS), network.config.hidden_size
+    monkeypatch.setitem(torch_engine.MAX_TOKENS, "cpu", 1)  # so that every row is a batch
+    monkeypatch.setattr(torch_engine, "memory_bytes", lambda: 33 * hidden_size * 60)
+    with pytest.raises(
+        MemoryError, match=r"a row of 61 tokens takes the torch engine about .* limit the length of rows"
+    ):
+        TorchEngine(network, "cpu").score(*rows)
+    monkeypatch.setattr(torch_engine, "memory_bytes", lambda: 33 * hidden_size * 61)
+    assert len(TorchEngine(network, "cpu").score(*rows).probabilities) == len(LENGTHS)
+
+
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16")
 def test_bfloat16_is_close_and_not_the_same(network: AttentionLSTM, ragged: Rows) -> None:
     rows = ragged(LENGTHS)
