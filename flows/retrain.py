@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.operations.promote import Promotion, PromotionRules, decide_promotion
-from flows.operations.train import Listener, TrainingRequest, train_checkpoint
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint, usual_vocabulary
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_promotion
 from flows.orchestration.gpu_slot import device_slot
@@ -49,7 +49,7 @@ def retrain(options: RetrainOptions) -> State[dict[str, Any]]:
         also=tuple(options.also),
         dates=DateRange(options.partition, options.since, options.window),
         min_class_rows=options.min_class_rows,
-        num_tokens_known=options.num_embeddings - 1,
+        num_tokens_known=(options.num_embeddings or usual_vocabulary(Registry.open(options.registry))) - 1,
     )
     given = {name: getattr(options, name) for name in _TRAINING_OPTIONS}
     request = TrainingRequest(

@@ -241,9 +241,10 @@ class RetrainOptions(Options):
     registry: Place = option("registry", "Folder or URI of the checkpoint registry.")
     preset: PresetName = option(DEFAULT, "Sizes of the network and the settings to train it with.")
     attention: Attention = option("additive", "How hidden states are pooled over time.")
-    num_embeddings: Annotated[int, Field(ge=2, le=MOST_EMBEDDINGS)] = option(
-        ModelConfig.num_embeddings,
-        "Token ids that the network knows, from 0 on, the last one for padding. Rows with other ids are left out.",
+    num_embeddings: Annotated[int, Field(ge=2, le=MOST_EMBEDDINGS)] | None = option(
+        None,
+        "Token ids that the network knows, from 0 on, the last one for padding. Rows with other ids are left out. By "
+        f"default {ModelConfig.num_embeddings}, or as many as the champion knows if these are more.",
     )
     tokens_column: str = option("tokens", "Column with the tokens: binary, string, or a list of integers.")
     label_column: str = option(

@@ -103,6 +103,14 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     return stored
 
 
+def usual_vocabulary(registry: Registry) -> int:
+    """Token ids that a network knows if nobody says how many: those of bytes, or the champion's if these are more."""
+    from attnlstm.config import ModelConfig
+
+    champion = registry.load(CHAMPION) if registry.alias() else None
+    return max(ModelConfig.num_embeddings, config_of(champion).num_embeddings if champion else 0)
+
+
 def config_of(stored: StoredCheckpoint) -> "ModelConfig":
     """What a checkpoint's network looks like. Raises ValueError if its config.json is damaged."""
     from attnlstm.config import ModelConfig

@@ -123,13 +123,12 @@ def _complete(table: pa.Table, names: list[str], columns: Columns | list[str], f
     """The table with fields of structs as columns, with the id that is a partition, and without kept ones that are."""
     if not set(names) <= set(table.column_names):
         table = select_columns(table, names)
-    if not isinstance(columns, Columns):
-        return table
+    tokens, ids = (columns.tokens, columns.id) if isinstance(columns, Columns) else ("", "")
     for name, value in partition_values(file).items():
-        if name in names and name != columns.tokens:
+        if name in names and name != tokens:
             _refuse_other(name, table[name], value, first_row)
-            table = table.drop_columns([name])
-        if name == columns.id:
+            table = table.drop_columns([name]) if isinstance(columns, Columns) else table
+        if name == ids:
             table = table.append_column(name, column_or_partition(table, name, file))
     return table
 

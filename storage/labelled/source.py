@@ -180,11 +180,9 @@ class _Reader:
         names = [self._tokens_column]
         if self._label_column not in partitions:
             check_label_type(require_column(schema, self._label_column, "label_column"))
-            names.append(self._label_column)
-        has_group = self._group_column in partitions
-        if not has_group and find_column(schema, self._group_column):
-            has_group = True
-            names.append(self._group_column)
+        # A column beside a partition of its name is read to be compared with it.
+        names += [name for name in (self._label_column, self._group_column) if find_column(schema, name)]
+        has_group = self._group_column in partitions or self._group_column in names
         if not has_group and self._group_column == DEFAULT_GROUP:
             near = [name for name in (*schema.names, *partitions) if name.casefold() == DEFAULT_GROUP]
             self._overlooked_group = self._overlooked_group or next(iter(near), None)

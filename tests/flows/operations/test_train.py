@@ -18,7 +18,7 @@ import pytest
 from attnlstm.config import ModelConfig
 from attnlstm.training.settings import TrainingSettings
 from flows.cli.checkpoints import card_facts
-from flows.operations.train import Listener, TrainingRequest, train_checkpoint, training_digest
+from flows.operations.train import Listener, TrainingRequest, train_checkpoint, training_digest, usual_vocabulary
 from storage.errors import SourceError
 from storage.input.partitions import DateRange
 from storage.labelled.source import LabelledSource
@@ -105,14 +105,17 @@ def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
     assert list(Path(registry.root.path, "training").iterdir()) == []
 
 
-def test_vocabulary_that_is_asked_for_is_trained_and_recorded(train: Train, tmp_path: Path) -> None:
+def test_vocabulary_that_is_asked_for_is_trained_and_recorded(train: Train, registry: Registry, tmp_path: Path) -> None:
     source = tmp_path / "wide.parquet"
     tokens = [[65_000 + row % 2, row % 300] for row in range(200)]
     pq.write_table(pa.table({"tokens": tokens, "label": ["x", "y"] * 100}), source)
     with pytest.raises(SourceError, match=r"^200 of the 200 labelled rows .* --num-embeddings 65003 makes a network"):
         train(source)
     pq.write_table(pa.table({"tokens": [*tokens, [-1], []], "label": ["x", "y"] * 101}), source)
+    assert usual_vocabulary(registry) == 257
     stored = train(LabelledSource(str(source), num_tokens_known=65_002), epochs=20)
+    registry.promote(stored.version, "a test")
+    assert usual_vocabulary(registry) == 65_003
     assert json.loads(stored.files["config.json"])["num_embeddings"] == 65_003
     readme = Path(stored.location.path, "README.md").read_text()
     assert "An attention-LSTM over sequences of token ids from 0 to 65001 with 2 classes" in readme

@@ -314,6 +314,15 @@ def test_content_has_the_same_side_in_every_vocabulary(put: Put, data: Path) -> 
     assert len(set(wide.contents.tolist())) == 202
 
 
+@pytest.mark.parametrize("name", ["label", "group"])
+def test_column_that_differs_from_its_partition_is_refused(name: str, put: Put, data: Path) -> None:
+    columns = {"label": ["x", "y"], "group": ["1", "1"]}
+    put("group=1/a.parquet", TOKENS[:2], **columns)
+    assert read_labelled(str(data)).split_by == "group"
+    path = put(f"{name}=z/b.parquet", TOKENS[:2], **columns)
+    assert refusal(data).startswith(f"{path}: column '{name}' has another value in row 0 than the partition {name}=z ")
+
+
 def test_unreadable_files_are_refused_with_the_first_and_how_many_more(put: Put, data: Path) -> None:
     put("a.parquet", TOKENS[:2], label=["x", "y"])
     for name in ("b", "c", "d"):
