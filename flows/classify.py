@@ -67,8 +67,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
                 outcome = score_all(replace(job, output=replace(output, hold=hold)), pending, workers, loaded)
             if not workers.in_process:
                 clear_superseded(plan)  # what processes left that died during the run
-    num_rows, num_errors = outcome.num_rows_and_errors()
-    is_good = not (plan.unreadable or outcome.failures) and options.tolerates(num_errors, num_rows)
+    is_good = not (plan.unreadable or outcome.failures) and options.tolerates(*run.errors_and_rows(outcome))
     manifest = run.manifest(str(flow_run.id), str(flow_run.name), outcome, is_good=is_good)
     if manifest.shards or manifest.failures:  # of a run that had nothing to do there is nothing to show
         manifest = replace(manifest, report=report_path(manifest.run_id))
@@ -80,15 +79,21 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
             write_manifest(output.root, manifest)
     publish_report(manifest)
     emit_run_ended(manifest)
-    return _final_state(manifest, options.max_errors)
+    return _final_state(manifest, options.max_errors, run.errors_left)
 
 
-def _final_state(manifest: RunManifest, max_errors: str) -> State[dict[str, Any]]:
+def _final_state(manifest: RunManifest, max_errors: str, errors_left: int) -> State[dict[str, Any]]:
     scored, up_to_date, summary = len(manifest.shards), manifest.num_up_to_date, run_summary(manifest)
     if manifest.failures:
         first = manifest.failures[0]
         more = f" and {len(manifest.failures) - 1} more" if len(manifest.failures) > 1 else ""
         message = f"{scored} shards scored, {len(manifest.failures)} failed: {first.name}: {first.reason}{more}"
+        return Failed(message=message, data=summary)
+    if not scored and manifest.state == "failed":
+        message = (
+            f"Nothing to do: all {up_to_date} shards are up to date, and {counted(errors_left, 'row')} of them have no "
+            f"prediction, more than max_errors ({max_errors}) allows. Mend the input, or allow them."
+        )
         return Failed(message=message, data=summary)
     if not scored:
         return Completed(message=f"Nothing to do: all {up_to_date} shards are up to date.", data=summary)

@@ -20,7 +20,7 @@ from flows.operations.partition_runs import (
 )
 from flows.operations.runs import PlannedRun, ScoringOutcome, name_run, plan_run
 from flows.orchestration.scheduled import fill
-from flows.settings import BackfillOptions, ClassifyOptions, RunnerOptions
+from flows.settings import BackfillOptions, ClassifyOptions, RunnerOptions, ToleranceOptions
 from storage.errors import StorageError
 from storage.input.sources import refuse_nested
 from storage.locations import Location
@@ -39,7 +39,7 @@ def classify_nothing(options: ClassifyOptions) -> RunManifest | None:
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)
     run = plan_run(fill(options.source, datetime.now(UTC)), output, stored, options.mode)
-    return _record(run, options.workers) if run.is_up_to_date else None
+    return _record(run, options.workers) if _is_nothing(run, options) else None
 
 
 def backfill_nothing(options: BackfillOptions) -> Ending | None:
@@ -64,7 +64,7 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
             run = plan_run(each.place, output, stored, options.mode) if each.exists else None
         except (StorageError, OSError):
             return None
-        if run and not run.is_up_to_date:
+        if run and not _is_nothing(run, options):
             return None
         planned.append(run)
     runs: list[PartitionRun] = []
@@ -80,6 +80,11 @@ def _may_be_up_to_date(options: ClassifyOptions | BackfillOptions) -> bool:
     """Whether it is worth a look, which a new output is not."""
     place = Location.parse(options.output)
     return _is_plain(options) and options.mode != "all" and Output.existing(place) is not None
+
+
+def _is_nothing(run: PlannedRun, options: ToleranceOptions) -> bool:
+    """Whether a run has nothing to do and nothing to complain about."""
+    return run.is_up_to_date and options.tolerates(run.errors_left, run.rows_left)
 
 
 def _is_plain(options: RunnerOptions) -> bool:

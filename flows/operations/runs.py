@@ -70,18 +70,32 @@ class ScoringOutcome:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run has to do. pending: the shards to score, in order."""
+    """What a run has to do. pending: the shards to score, in order.
+
+    rows_left, errors_left: of the shards that it leaves as they are, rows in all and without a prediction.
+    """
 
     started: datetime
     stored: StoredCheckpoint
     plan: OutputPlan
     mode: Mode
     pending: Sequence[Pending]
+    rows_left: int = 0
+    errors_left: int = 0
 
     @property
     def is_up_to_date(self) -> bool:
         """Whether there is nothing to do, and nothing that could not be looked at."""
         return not self.pending and not self.plan.unreadable
+
+    def errors_and_rows(self, outcome: ScoringOutcome) -> tuple[int, int]:
+        """What is held against the errors that are allowed: of the rows that were scored or, where none were, of those
+        that are there, so that a run that failed for its errors fails again.
+        """
+        if self.is_up_to_date:
+            return self.errors_left, self.rows_left
+        num_rows, num_errors = outcome.num_rows_and_errors()
+        return num_errors, num_rows
 
     def manifest(self, run_id: str, run_name: str, outcome: ScoringOutcome, *, is_good: bool) -> RunManifest:
         """The record of the run, which ends now. is_good: whether what went wrong is as little as was allowed."""
@@ -125,7 +139,14 @@ def plan_run(source: str, output: Output, stored: StoredCheckpoint, mode: Mode) 
     plan = plan_output(source, output)
     if not plan.shards:
         raise SourceError(f"{unreadable_in_words(plan.source.root, plan.unreadable)}.")
-    return PlannedRun(started, stored, plan, mode, plan.pending(stored.id, mode))
+    if mode == "all":
+        return PlannedRun(started, stored, plan, mode, plan.pending(stored.id, mode))
+    committed = plan.committed()
+    pending = plan.selected(plan.reasons(stored.id, committed), mode)
+    left = {shard.name for shard in plan.shards} - {each.shard.name for each in pending}
+    stamps = [committed[name] for name in left]
+    errors_left = sum(stamp.num_errors or 0 for stamp in stamps)
+    return PlannedRun(started, stored, plan, mode, pending, sum(stamp.num_rows for stamp in stamps), errors_left)
 
 
 def name_run(source: str) -> str:

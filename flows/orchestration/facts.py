@@ -37,6 +37,8 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
     totals = manifest.totals
     if not manifest.shards and not manifest.failures:
         facts["result"] = f"nothing to do: all {manifest.num_up_to_date} shards are up to date"
+        if manifest.state == "failed":
+            facts["result"] += ", and more of their rows have no prediction than max_errors allows"
     elif manifest.state == "failed" and not manifest.failures:
         facts["result"] = "failed: more rows have no prediction than max_errors allows"
     if manifest.failures:

@@ -127,7 +127,10 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a file of the output was made from; the same in both files of a shard."""
+    """What a file of the output was made from; the same in both files of a shard.
+
+    num_errors: rows without a prediction, as the footer of a predictions file says; it is no part of what is compared.
+    """
 
     file: str
     fingerprint: str
@@ -137,6 +140,7 @@ class Stamp:
     checkpoint_digest: str
     settings_digest: str
     format_version: int = FORMAT_VERSION
+    num_errors: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, shard: Shard, checkpoint: CheckpointId, settings: OutputSettings) -> "Stamp":
@@ -150,8 +154,12 @@ class Stamp:
             settings.digest,
         )
 
+    def fields(self) -> dict[str, Any]:
+        """What is compared, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "num_errors"}
+
     def to_json(self, **counts: int) -> str:
-        return json.dumps(asdict(self) | counts, sort_keys=True)
+        return json.dumps(self.fields() | counts, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -316,7 +324,8 @@ def read_stamp(location: Location) -> Stamp | None:
     try:
         text = read_footer(location).key_values.get(STAMP_KEY)
         fields = json.loads(text) if text else {}
-        return Stamp(**{name: fields[name] for name in Stamp.__dataclass_fields__})
+        names = [name for name in Stamp.__dataclass_fields__ if name != "num_errors"]
+        return Stamp(**{name: fields[name] for name in names}, num_errors=fields.get("num_errors"))
     except (FileError, FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -65,19 +65,27 @@ class OutputPlan:
             stamps = pool.map(lambda shard: read_stamp(self.output.predictions(shard.name)), self.shards)
             return {shard.name: stamp for shard, stamp in zip(self.shards, stamps, strict=True) if stamp}
 
-    def reasons(self, checkpoint: CheckpointId) -> dict[str, str]:
+    def committed(self) -> dict[str, Stamp]:
+        """The stamps of the shards that have a committed output, by name, whatever it was made from.
+
+        That is a predictions file and, unless no attention is saved, an attention file, both made from the same input
+        by the same checkpoint. Reads the footers of both.
+        """
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            found = pool.map(self._committed, self.shards)
+            return {shard.name: stamp for shard, stamp in zip(self.shards, found, strict=True) if stamp}
+
+    def reasons(self, checkpoint: CheckpointId, committed: Mapping[str, Stamp] | None = None) -> dict[str, str]:
         """Why each shard would be scored with a checkpoint, by its name: "missing", "input changed" or "stale".
 
         A shard is "up to date" if it has a committed output, for the input as it is now, of this checkpoint; it is
-        "stale" if that is of another checkpoint. A committed output is a predictions file and, unless no attention is
-        saved, an attention file, both made from the same input by the same checkpoint. Reads the footers of both.
+        "stale" if that is of another checkpoint. committed: as `committed` gives it, if it was called before.
         """
-        with ThreadPoolExecutor(FOOTER_READERS) as pool:
-            committed = pool.map(self._committed, self.shards)
-            return {
-                shard.name: _reason(stamp, Stamp.of(shard, checkpoint, self.output.settings))
-                for shard, stamp in zip(self.shards, committed, strict=True)
-            }
+        stamps = self.committed() if committed is None else committed
+        return {
+            shard.name: _reason(stamps.get(shard.name), Stamp.of(shard, checkpoint, self.output.settings))
+            for shard in self.shards
+        }
 
     def selected(self, reasons: Mapping[str, str], mode: Mode) -> tuple[Pending, ...]:
         """The shards that a run of this mode would score, in order. reasons: as `reasons` gives them.

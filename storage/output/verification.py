@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ class _ShardCheck:
         if not recorded:
             self.findings.add(file.path, None, "its footer does not say what it was made from")
             return False
-        wrong = {name: value for name, value in asdict(expected).items() if recorded.get(name) != value}
+        wrong = {name: value for name, value in expected.fields().items() if recorded.get(name) != value}
         for name, value in wrong.items():
             why = ": it was made from other content than the input has now" if name == "fingerprint" else ""
             self.findings.add(file.path, None, f"its footer has {name} {recorded.get(name)!r}, expected {value!r}{why}")

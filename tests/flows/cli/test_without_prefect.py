@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows.backfill import backfill
+from flows.classify import classify
 from flows.cli.server import _may_be_configured
 from flows.cli.without_prefect import backfill_nothing, classify_nothing
 from flows.settings import BackfillOptions, ClassifyOptions
@@ -65,6 +66,23 @@ def test_run_with_nothing_to_do_leaves_the_manifest_that_a_flow_run_leaves(
     own = {name: getattr(manifest, name) for name in ("run_id", "run_name", "started", "ended")}
     assert replace(by_flow, **own) == manifest
     assert manifest.run_name.rpartition(" ")[0][:-6] == by_flow.run_name.rpartition(" ")[0][:-6]  # but for the time
+
+
+def test_run_whose_rows_have_more_errors_than_allowed_is_left_to_the_flow_which_fails_again(
+    asked: dict[str, Any],
+) -> None:
+    assert classify_nothing(ClassifyOptions(**asked, max_errors="8")) is not None
+    before = _names(asked["output"])
+    assert classify_nothing(ClassifyOptions(**asked, max_errors="7")) is None
+    assert _names(asked["output"]) == before
+
+    state: Any = classify(**asked, max_errors="7", return_state=True)
+
+    assert state.is_failed()
+    assert (
+        "shards are up to date, and 8 rows of them have no prediction, more than max_errors (7) allows" in state.message
+    )
+    assert state.result(raise_on_failure=False)["state"] == "failed"
 
 
 def _remove_predictions(asked: dict[str, Any]) -> None:
