@@ -1,18 +1,14 @@
-"""Networks of odd sizes and ragged rows, shared by the model's tests."""
+"""Networks of odd sizes and rows with a planted token, shared by the model's tests."""
 
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from attnlstm.training.rows import LabelledSequences
-from builders import make_rows
-
-Ragged = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 # Distinct primes (2 * hidden_size apart), so that a swapped axis cannot pass. 22 / 2 heads = 11.
 SIZES = {"num_embeddings": 43, "embedding_dim": 7, "hidden_size": 11, "classes": ("a", "b", "c", "d", "e")}
@@ -29,11 +25,6 @@ def network(request: pytest.FixtureRequest) -> AttentionLSTM:
     }[request.param]
     torch.manual_seed(17)
     return AttentionLSTM(ModelConfig(**SIZES, **more)).eval()
-
-
-@pytest.fixture
-def ragged() -> Callable[[list[int]], Ragged]:
-    return make_rows
 
 
 @pytest.fixture(scope="session")

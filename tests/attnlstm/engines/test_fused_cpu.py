@@ -22,13 +22,11 @@ from attnlstm.config import ModelConfig
 from attnlstm.engines import Scores, fused_cpu
 from attnlstm.engines.fused_cpu import FusedCpuEngine, fits
 from attnlstm.network import AttentionLSTM
-from builders import bits, check_scores, make_network
+from builders import bits, check_scores, make_network, make_rows
 
 pytest.importorskip("numba")
 
 LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
-
-Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture
@@ -51,23 +49,21 @@ def network() -> AttentionLSTM:
     ],
     ids=str,
 )
-def test_scores_agree_with_float64(sizes: dict[str, int], ragged: Rows) -> None:
+def test_scores_agree_with_float64(sizes: dict[str, int]) -> None:
     network = make_network(**sizes)
     network.config = replace(network.config, temperature=1.7)
     if sizes["hidden_size"] > 32:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.div_(2)  # less, since more of them reach a gate
-    rows = ragged(LENGTHS * 2)
+    rows = make_rows(LENGTHS * 2)
     scores = FusedCpuEngine(network, threads=2).score(*rows)
     assert scores.probabilities.dtype == scores.attention_weights.dtype == np.float32
     check_scores(network, scores, *rows)
 
 
-def test_a_row_has_the_same_bits_in_any_company(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, offsets = ragged(LENGTHS * 3)
+def test_a_row_has_the_same_bits_in_any_company(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets = make_rows(LENGTHS * 3)
     engine = FusedCpuEngine(network)
     alone = [engine.score(values[start:end], np.array([0, end - start])) for start, end in pairwise(offsets)]
     orders = [np.random.default_rng(seed).permutation(len(alone)) for seed in range(4)]
@@ -80,16 +76,16 @@ def test_a_row_has_the_same_bits_in_any_company(
         assert found.attention_weights.tobytes() == b"".join(alone[row].attention_weights.tobytes() for row in some)
 
 
-def test_a_long_row_agrees_with_float64(network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_row_agrees_with_float64(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_cpu, "SCRATCH_BYTES", 1 << 20)
-    rows = ragged([1, 9_001, 2, 1_500])
+    rows = make_rows([1, 9_001, 2, 1_500])
     check_scores(network, FusedCpuEngine(network).score(*rows), *rows)
 
 
 def test_states_of_a_long_row_lie_in_a_file_and_its_bits_are_the_same(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = ragged([1, 9_001, 2])
+    rows = make_rows([1, 9_001, 2])
     layers = importlib.import_module("attnlstm.engines.fused_cpu.layers")  # which imports Numba
     in_memory = FusedCpuEngine(network).score(*rows)
     engine = FusedCpuEngine(network)
@@ -110,8 +106,8 @@ def test_states_of_a_long_row_lie_in_a_file_and_its_bits_are_the_same(
 
 
 @pytest.mark.slow
-def test_a_row_of_100_000_tokens_agrees_with_float64(network: AttentionLSTM, ragged: Rows) -> None:
-    rows = ragged([100_000, 1])
+def test_a_row_of_100_000_tokens_agrees_with_float64(network: AttentionLSTM) -> None:
+    rows = make_rows([100_000, 1])
     check_scores(network, FusedCpuEngine(network).score(*rows), *rows)
 
 
@@ -201,10 +197,8 @@ def test_a_processor_without_fused_multiply_add_is_left_to_torch() -> None:
     run_limited({"NUMBA_CPU_NAME": "generic"}, "-c", program)
 
 
-def test_equal_rows_are_computed_once_and_score_alike(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, offsets = ragged([5, 3, 29, 3, 4])
+def test_equal_rows_are_computed_once_and_score_alike(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets = make_rows([5, 3, 29, 3, 4])
     values[5:8] = values[37:40]  # the rows of three tokens, and the row of four begins like them
     values[40:43] = values[37:40]
     order = [0, 1, 2, 3, 4, 2, 0, 1]

@@ -5,7 +5,6 @@ GPU the same against float64, and a row longer than cuDNN takes.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import builders
 from attnlstm.config import ModelConfig
 from attnlstm.engines import fused_cuda
 from attnlstm.engines.fused_cuda import FusedCudaEngine, fits
-from builders import bits, check_scores, make_network
+from builders import bits, check_scores, make_network, make_rows
 
 pytest.importorskip("triton")
 
@@ -25,8 +24,6 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 LENGTHS = [5, 13, 1, 7, 2, 13, 1, 3]
-
-Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture
@@ -44,10 +41,10 @@ def one_program(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_scores_agree_with_float64(sizes: dict[str, int], lengths: list[int], ragged: Rows) -> None:
+def test_scores_agree_with_float64(sizes: dict[str, int], lengths: list[int]) -> None:
     network = make_network(**sizes)
     network.config = replace(network.config, temperature=1.7)
-    rows = ragged(lengths)
+    rows = make_rows(lengths)
     engine = FusedCudaEngine(network)
     scores = engine.score(*rows)
     assert (engine.name, engine.device, engine.precision) == ("fused-cuda", "cpu", "float32")
@@ -57,9 +54,9 @@ def test_scores_agree_with_float64(sizes: dict[str, int], lengths: list[int], ra
 
 @pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize("lengths", [[4, 1, 3, 2, 1] * 9, [3] * 37], ids=["mixed", "equal"])
-def test_rows_that_take_turns_have_the_bits_that_they_have_alone(lengths: list[int], ragged: Rows) -> None:
+def test_rows_that_take_turns_have_the_bits_that_they_have_alone(lengths: list[int]) -> None:
     network = make_network(hidden_size=11, num_layers=1)
-    values, offsets = ragged(lengths)
+    values, offsets = make_rows(lengths)
     engine = FusedCudaEngine(network)
     scores = engine.score(values, offsets)
     check_scores(network, scores, values, offsets)
@@ -70,9 +67,9 @@ def test_rows_that_take_turns_have_the_bits_that_they_have_alone(lengths: list[i
         assert alone.attention_weights.tobytes() == scores.attention_weights[start:end].tobytes()
 
 
-def test_pieces_do_not_change_a_bit(ragged: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FusedCudaEngine(make_network(hidden_size=11, num_layers=1))
-    values, offsets = ragged(LENGTHS)
+    values, offsets = make_rows(LENGTHS)
     values.flags.writeable = False
     whole = engine.score(values, offsets)
     monkeypatch.setattr(fused_cuda, "SCRATCH_BYTES", 16 * 16 * 20)

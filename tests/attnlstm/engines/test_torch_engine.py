@@ -1,6 +1,5 @@
 """Ragged in, ragged out, in input order; batches that fit a memory; less precision; what a machine does not have."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -14,11 +13,9 @@ from attnlstm.batching import plan_batches
 from attnlstm.engines import Precision, Scores, torch_engine
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.network import AttentionLSTM
-from builders import check_scores, make_network
+from builders import check_scores, make_network, make_rows
 
 LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
-
-Rows = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +28,16 @@ def check_close(found: Scores, expected: Scores, atol: float) -> None:
     np.testing.assert_allclose(found.attention_weights, expected.attention_weights, atol=atol)
 
 
-def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: AttentionLSTM, ragged: Rows) -> None:
+def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: AttentionLSTM) -> None:
     network.config = replace(network.config, temperature=1.7)
-    rows = ragged(LENGTHS)
+    rows = make_rows(LENGTHS)
     check_scores(network, TorchEngine(network, "cpu", threads=2).score(*rows), *rows, 1e-5, torch.float32)
 
 
-def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel(ragged: Rows) -> None:
+def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel() -> None:
     pytest.importorskip("numba")
     network = make_network(hidden_size=11, attention="multihead")
-    values, offsets = ragged(LENGTHS)
+    values, offsets = make_rows(LENGTHS)
     fused, plain = TorchEngine(network, "cpu"), TorchEngine(network, "cpu")
     assert fused._layers is not None
     states = fused._layers.states(values.astype(np.int32), offsets)
@@ -53,10 +50,8 @@ def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel(ragged:
         assert other._layers is None
 
 
-def test_pieces_put_each_row_in_its_place(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = ragged(LENGTHS)
+def test_pieces_put_each_row_in_its_place(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows(LENGTHS)
     engine = TorchEngine(network, "cpu")
     whole = engine.score(*rows)
     monkeypatch.setattr(torch_engine, "PIECE_TOKENS", 80)
@@ -64,9 +59,9 @@ def test_pieces_put_each_row_in_its_place(
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_and_so_are_later_ones(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = ragged(LENGTHS * 2)
+    rows = make_rows(LENGTHS * 2)
     expected = TorchEngine(network, "cpu").score(*rows)
     tried = limit_memory(monkeypatch, num_tokens=70)
     engine = TorchEngine(network, "cpu")
@@ -79,12 +74,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_so_are_later_ones(
     assert len([num_tokens for num_tokens in tried if num_tokens > 70]) == 2
 
 
-def test_a_row_that_memory_does_not_hold_is_an_error(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_memory_does_not_hold_is_an_error(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, num_tokens=60)
     with pytest.raises(MemoryError, match="a row of 61 tokens does not fit in the GPU's memory; score it on a CPU"):
-        TorchEngine(network, "cpu").score(*ragged(LENGTHS))
+        TorchEngine(network, "cpu").score(*make_rows(LENGTHS))
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
@@ -118,8 +111,8 @@ def test_a_row_that_a_cpus_memory_does_not_hold_is_refused(
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16")
-def test_bfloat16_is_close_and_not_the_same(network: AttentionLSTM, ragged: Rows) -> None:
-    rows = ragged(LENGTHS)
+def test_bfloat16_is_close_and_not_the_same(network: AttentionLSTM) -> None:
+    rows = make_rows(LENGTHS)
     engine = TorchEngine(network, "cpu", precision="bfloat16")
     assert engine.precision == "bfloat16"
     exact, rough = TorchEngine(network, "cpu").score(*rows), engine.score(*rows)
@@ -146,11 +139,11 @@ def test_padding_is_at_most_2_percent_of_skewed_lengths(chunk_tokens: int, monke
     assert 1 - lengths.sum() / num_padded < 0.02
 
 
-def test_logits_are_before_the_temperature(network: AttentionLSTM, ragged: Rows) -> None:
+def test_logits_are_before_the_temperature(network: AttentionLSTM) -> None:
     network.config = replace(network.config, temperature=2.5)
     engine = TorchEngine(network, "cpu")
-    logits = torch.from_numpy(engine.logits(*ragged(LENGTHS)))
-    expected = engine.score(*ragged(LENGTHS)).probabilities
+    logits = torch.from_numpy(engine.logits(*make_rows(LENGTHS)))
+    expected = engine.score(*make_rows(LENGTHS)).probabilities
     np.testing.assert_allclose((logits / 2.5).softmax(1).numpy(), expected, rtol=1e-6)
 
 
@@ -179,8 +172,8 @@ def test_what_the_machine_does_not_have_is_refused(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-5), ("bfloat16", 5e-3), ("float16", 5e-3)])
-def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, ragged: Rows, precision: Precision, atol: float) -> None:
-    rows = ragged(LENGTHS)
+def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, precision: Precision, atol: float) -> None:
+    rows = make_rows(LENGTHS)
     exact, found = TorchEngine(network, "cpu").score(*rows), TorchEngine(network, "cuda", 1, precision).score(*rows)
     np.testing.assert_allclose(found.probabilities, exact.probabilities, atol=atol)
     if precision == "float32":
@@ -190,10 +183,10 @@ def test_cuda_agrees_with_the_cpu(network: AttentionLSTM, ragged: Rows, precisio
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_pieces_and_calls_on_cuda_do_not_disturb_each_other(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+    network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_engine, "PIECE_TOKENS", 500)
-    inputs = [ragged(LENGTHS[:number] * 40) for number in (3, 5, 7, 11)] * 5
+    inputs = [make_rows(LENGTHS[:number] * 40) for number in (3, 5, 7, 11)] * 5
     cpu, cuda = TorchEngine(network, "cpu"), TorchEngine(network, "cuda")
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda rows: cuda.score(*rows), inputs))

@@ -1,7 +1,6 @@
 """Erasing tokens: what is left of each row, and figures for predictions that do and don't rest on attention."""
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +10,7 @@ from attnlstm.engines import Scores
 from attnlstm.engines.torch_engine import TorchEngine
 from attnlstm.evaluation import faithfulness
 from attnlstm.network import AttentionLSTM
+from builders import make_rows
 
 TELLING = 9
 
@@ -151,10 +151,8 @@ def test_seed_chooses_the_rows_and_the_random_tokens() -> None:
     assert measured(1)[0] != measured(2)[0]
 
 
-def test_networks_are_measured_and_the_figures_are_json(
-    network: AttentionLSTM, ragged: Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
-) -> None:
-    found = faithfulness.measure(TorchEngine(network, "cpu").score, *ragged([1, 2, 13, 40, 7]), seed=1)
+def test_networks_are_measured_and_the_figures_are_json(network: AttentionLSTM) -> None:
+    found = faithfulness.measure(TorchEngine(network, "cpu").score, *make_rows([1, 2, 13, 40, 7]), seed=1)
 
     assert found is not None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
