@@ -271,8 +271,8 @@ TRAINING = Work(retrain, whole_registry, int(os.environ.get("ATTNLSTM_RETRAIN_KI
 def processes() -> ForkServerContext:
     """Where processes come from that have imported everything."""
     forkserver = multiprocessing.get_context("forkserver")
-    engines = [f"attnlstm.engines.{name}" for name in ("torch_engine", "fused_cpu")]
-    forkserver.set_forkserver_preload(["pytest", "flows.operations.promote", "flows.operations.train", *engines])
+    kernels = ["attnlstm.engines.fused_cpu.kernel", "attnlstm.training.fused.kernel"]
+    forkserver.set_forkserver_preload(["pytest", "flows.operations.promote", "flows.operations.train", *kernels])
     return forkserver
 
 
