@@ -97,9 +97,9 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
 
 
 def test_a_row_that_a_cpus_memory_does_not_hold_is_refused(
-    network: AttentionLSTM, ragged: Rows, monkeypatch: pytest.MonkeyPatch
+    network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, hidden_size = ragged(LENGTHS), network.config.hidden_size
+    rows, hidden_size = make_rows(LENGTHS), network.config.hidden_size
     monkeypatch.setitem(torch_engine.MAX_TOKENS, "cpu", 1)  # so that every row is a batch
     monkeypatch.setattr(torch_engine, "memory_bytes", lambda: 33 * hidden_size * 60)
     with pytest.raises(
