@@ -29,6 +29,7 @@ _COMMANDS = {
     "outputs:plan": "Say what classify would do, and why.",
     "outputs:verify": "Check an output against its input, row by row.",
     "outputs:report": "Make a page about an output: what was run, whether all is well, rows to look at.",
+    "explain:explain": "Explain one row: its prediction, its tokens shaded by attention, what erasing them does.",
     "outputs:prune": "Remove from an output what no input accounts for.",
 }
 _CHECKPOINT_COMMANDS = {

@@ -9,17 +9,32 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from flows.pages.shading import Piece, ShadedTokens
 
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.")]
 
 # A terminal is for reading; the record has everything.
 MOST_LISTED = 20
+
+# Of tokens, by how much they are attended to. The letters have colours too, so that dark and light terminals show them.
+_SHADES = (
+    "",
+    "black on color(189)",
+    "black on color(147)",
+    "black on color(105)",
+    "white on color(63)",
+    "bold white on color(57)",
+)
 
 # Marks of lines that tell of something bad. They are red where there are colours.
 _BAD = {"failed", "unreadable", "wrong", "bad"}
@@ -49,6 +64,9 @@ class Printer:
         rest: what the lines are about, such as "problems". num_more: how many there are beside `lines`.
         kept_in: where all of them are listed.
         """
+
+    def tokens(self, tokens: "ShadedTokens") -> None:
+        """A row's tokens, shaded by attention where there are colours."""
 
 
 class Terminal(Printer):
@@ -83,6 +101,19 @@ class Terminal(Printer):
             shown = f"[red]{mark}[/red]" if mark in _BAD else mark
             self._console.print(f"{shown}  {escape(text)}")
         self._say_rest(len(lines) + num_more, rest, kept_in)
+
+    def tokens(self, tokens: "ShadedTokens") -> None:
+        def shaded(pieces: Sequence["Piece"], between: str) -> Text:
+            return Text(between).join(Text(piece.text, _SHADES[piece.level]) for piece in pieces)
+
+        for gap, lines in zip_longest(tokens.gaps, tokens.stretches, fillvalue=()):
+            if gap:
+                self._console.print(f"[dim]... {gap:,} more tokens ...[/dim]")
+            for line in lines or ():
+                shown = shaded(line.pieces, " " if tokens.kind != "text" else "")
+                if tokens.kind == "hex":
+                    shown = Text(f"{line.start:04x}  ", "dim") + shown + Text("  ") + shaded(line.ascii, "")
+                self._console.print(shown)
 
     def _say_rest(self, count: int, rest: str, kept_in: str) -> None:
         if count > MOST_LISTED:

@@ -5,9 +5,8 @@ takes, and how results come back. What a row must be to be scored is `storage.in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,9 @@ import pyarrow as pa
 
 from attnlstm.checkpoint import CONFIG_FILE, from_files
 from attnlstm.engines import Device, EngineName, Precision, Scores, open_engine
-from attnlstm.evaluation.faithfulness import measure
 from attnlstm.process import num_cores
-from storage.input.tokens import TokenRows, TokenRules, check_token_type, decode_tokens
+from flows.operations.explain import Explanation, explained
+from storage.input.tokens import TokenRows, TokenRules, check_token_type, decode_tokens, holds_bytes
 from storage.labelled.classes import class_values
 from storage.locations import Location
 from storage.registry.checkpoints import CHAMPION, Registry, StoredCheckpoint, read_checkpoint
@@ -45,8 +44,7 @@ def load(
     Raises RegistryError if there is no such checkpoint, CheckpointError if its files can't be used.
     """
     stored = _read(place, checkpoint)
-    network = from_files(stored.files, where=str(stored.location))
-    return Model(network, stored.version, device=device, threads=threads, engine=engine, precision=precision)
+    return Model.of(stored, device=device, threads=threads, engine=engine, precision=precision)
 
 
 def _read(place: str, checkpoint: str) -> StoredCheckpoint:
@@ -60,7 +58,7 @@ class Model:
     """A network with its engine, and the rows that people hold.
 
     network: the torch module; later changes to it don't reach the engine. version: the checkpoint's. classes: names, in
-    the order of probabilities.
+    the order of probabilities. max_tokens: longer rows are scored by their first tokens; None for whole rows.
 
     Rows are a list of texts, bytes or sequences of token ids (None for a missing one), a numpy array (one row of ids
     for each row of it, or objects), a torch tensor, an Arrow array or a Polars series of any type that a `tokens`
@@ -73,6 +71,7 @@ class Model:
         network: "AttentionLSTM",
         version: str,
         *,
+        max_tokens: int | None = None,
         device: Device = "auto",
         threads: int | None = None,
         engine: EngineName = "auto",
@@ -82,8 +81,13 @@ class Model:
         self.version = version
         self.classes = network.config.classes
         self._labels = pl.Series(class_values(self.classes, network.config.label_type))
-        self._rules = TokenRules(network.config.padding_id, None, "truncate")
+        self._rules = TokenRules(network.config.padding_id, max_tokens, "truncate")
         self._engine = open_engine(network, device, threads or num_cores(), engine, precision)
+
+    @classmethod
+    def of(cls, stored: StoredCheckpoint, **options: Any) -> Self:
+        """Of a checkpoint's files. options: as for the class. Raises CheckpointError if they can't be used."""
+        return cls(from_files(stored.files, where=str(stored.location)), stored.version, **options)
 
     def __repr__(self) -> str:
         where = f"{self._engine.name} on {self._engine.device}"
@@ -133,28 +137,18 @@ class Model:
         }
         return pl.DataFrame([column.alias(name) for name, column in columns.items()])
 
-    def explain(self, tokens: Any) -> "Explanation":
+    def explain(self, tokens: Any) -> Explanation:
         """One row: what it is taken for, which tokens are attended to, and what comes of erasing them.
 
-        tokens: a text, bytes or a sequence of token ids. Raises ValueError if it can't be scored.
+        tokens: a text, bytes, a sequence of token ids, or an Arrow column of one row. Raises ValueError if it can't be
+        scored.
         """
-        column = _column([tokens])
+        column = tokens if isinstance(tokens, pa.ChunkedArray) and len(tokens) == 1 else _column([tokens])
         rows = decode_tokens(column, self._rules)
         if not rows.usable[0]:
             raise ValueError(f"this row can't be scored: {rows.errors[0]}")
-        scores = self._scores(rows)
-        shown = rows.values.tobytes() if pa.types.is_large_binary(column.type) else tuple(rows.values.tolist())
-        found = measure(self._engine.score, rows.values, rows.offsets, seed=0)
-        falls = found["comprehensiveness"] if found else {}
-        return Explanation(
-            version=self.version,
-            tokens=shown,
-            prediction=self.classes[int(scores.probabilities[0].argmax())],
-            probabilities=dict(zip(self.classes, scores.probabilities[0].tolist(), strict=True)),
-            weights=scores.attention_weights,
-            shares=tuple(found["shares"]) if found else (),
-            falls={name: tuple(falls[name]["by_share"]) for name in ("most", "random", "least") if falls},
-        )
+        shown = rows.values.tobytes() if holds_bytes(column.type) else tuple(rows.values.tolist())
+        return explained(self.version, self.classes, self._engine, shown, rows.values)
 
     def _rows(self, tokens: Any) -> TokenRows:
         return decode_tokens(_column(tokens), self._rules)
@@ -163,24 +157,6 @@ class Model:
         if len(rows.offsets) == 1:
             return Scores(np.zeros((0, len(self.classes)), np.float32), np.zeros(0, np.float32))
         return self._engine.score(rows.values, rows.offsets)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a model makes of one row.
-
-    tokens: bytes, or ids. probabilities: by class. weights: float32 (T,), of each token.
-    shares: of the row's tokens that were erased. falls: by what was erased ("most" attended, "random", "least"), by how
-    much the prediction's probability fell, for each share; empty for a row of one token.
-    """
-
-    version: str
-    tokens: bytes | tuple[int, ...]
-    prediction: str
-    probabilities: dict[str, float]
-    weights: npt.NDArray[np.float32]
-    shares: tuple[float, ...]
-    falls: dict[str, tuple[float, ...]]
 
 
 def _column(tokens: Any) -> pa.ChunkedArray:

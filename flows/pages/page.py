@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from attnlstm.evaluation.faithfulness import sentence
+from flows.operations.explain import Explanation
 from flows.pages.charts import Chart, Series, spark, thinned
 from flows.pages.figures import NUM_BINS, OTHER, Figures
 from flows.pages.report import Overlay, Report, spoken_time
@@ -83,6 +84,13 @@ def tokens_html(tokens: ShadedTokens) -> str:
     """A row's tokens as a piece of HTML with its own style, for a page or a notebook that shows one row."""
     show = _environment().get_template("tokens.html").module.show  # type: ignore[attr-defined]
     return f"<style>{_source('tokens.css')}</style>{show(tokens)}"
+
+
+def explanation_html(explanation: Explanation) -> str:
+    """A row explained, as a piece of HTML for a notebook, or for a page of its own."""
+    article = _environment().get_template("explanation.html").module.article  # type: ignore[attr-defined]
+    tokens = shade(explanation.tokens, explanation.weights)
+    return f"<style>{_source('tokens.css')}</style>{article(explanation, tokens)}"
 
 
 @functools.cache

@@ -81,6 +81,11 @@ def check_token_type(column: str, kind: pa.DataType) -> None:
         raise FileError(f"column {column!r} has type {kind}; tokens must be {ACCEPTED}")
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type has bytes or text for tokens, rather than lists of ids."""
+    return _is_bytes(_decoded(kind))
+
+
 def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
     """Decode a column that `check_token_type` accepts. One chunk of binary whose rows are all usable is not copied."""
     column = _readable(column)
