@@ -27,6 +27,9 @@ class Findings:
 
 def markdown(record: dict[str, Any]) -> str:
     """A record's title, table and notes as Markdown."""
+    machine = record["machine"]
+    # Older records do not have them.
+    instructions = f"{machine['instructions']}, " if "instructions" in machine else ""
     lines = [
         f"## {record['title']}",
         "",
@@ -35,6 +38,6 @@ def markdown(record: dict[str, Any]) -> str:
         *(f"| {' | '.join(row)} |" for row in record["rows"]),
         "",
         *(f"- {note}" for note in record["notes"]),
-        f"- {record['measured']}, {record['machine']['processor']}, {record['machine']['cores']} cores",
+        f"- {record['measured']}, {machine['processor']}, {instructions}{machine['cores']} cores",
     ]
     return "\n".join(lines) + "\n"

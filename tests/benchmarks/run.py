@@ -3,15 +3,17 @@
     python tests/benchmarks/run.py                          all parts but the long ones
     python tests/benchmarks/run.py --only end-to-end        one part; the results of others stay as they are
     python tests/benchmarks/run.py --only growth            ten thousand to ten million rows
-    python tests/benchmarks/run.py --results tests/benchmarks/results    renews the table and picture of the README
+    python tests/benchmarks/run.py --results tests/benchmarks/results    renews the READMEs' tables and picture too
 
-Datasets and outputs go to --folder; they are made once and found again. Needs the extra `bench`.
+On a processor with AVX-512 some parts are measured a second time, in a process that is kept to AVX2. Datasets and
+outputs go to --folder; they are made once and found again. Needs the extra `bench`.
 """
 
 import argparse
 import importlib
-import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +23,18 @@ from attnlstm.process import num_cores
 from contenders import BUNDLES, FLOW, PEERS, TORCH_ENGINE
 from end_to_end import Plan, compare
 from findings import Findings, markdown
-from picture import draw
+from machine import AVX2_ONLY, instruction_set
+from publish import AVX2, write_results
 from workloads import Workload
 
-REFERENCE = Workload("lognormal", 40_000)
 SLOW_PEERS = ["naive script", "PackedSequence, sorted"]
 FAST_PEERS = [name for name in PEERS if name not in SLOW_PEERS]
 MAIN = [FLOW, BUNDLES, *FAST_PEERS]
 # Ray Data starts processes within every run, half a minute of them: measured where it matters most.
 OTHERS = [name for name in MAIN if name != "Ray Data"]
 
+ROWS = {32: 20_000, 16: 40_000, 64: 5_000, 128: 1_500, 256: 400}
+"""By hidden size, for a run of ten seconds or so."""
 
 Part = Callable[[Plan], Findings]
 
@@ -39,37 +43,51 @@ def _compared(title: str, workload: Workload, names: list[str], **options: bool)
     return lambda plan: compare(f"{title} ({workload.name})", workload, names, plan, **options)
 
 
+def _of_size(hidden_size: int, names: list[str], **options: bool) -> Part:
+    title = f"Parquet to Parquet, {'with attention' if options.get('attention', True) else 'predictions only'}"
+    return _compared(title, Workload("lognormal", ROWS[hidden_size], hidden_size), names, **options)
+
+
 def _from(module: str, function: str, **options: Any) -> Part:
     """A part in a module of its own, imported when it is run: some need packages that others do without."""
     return lambda plan: getattr(importlib.import_module(module), function)(plan, **options)
 
 
 PARTS: dict[str, Part] = {
-    "end-to-end": _compared("Parquet to Parquet, with attention", REFERENCE, [*MAIN, TORCH_ENGINE]),
-    "no-attention": _compared("Parquet to Parquet, predictions only", REFERENCE, MAIN, attention=False),
+    "end-to-end": _of_size(32, [*MAIN, TORCH_ENGINE]),
+    "hidden-16": _of_size(16, [*MAIN, TORCH_ENGINE]),
+    "hidden-64": _of_size(64, OTHERS),
+    "hidden-128": _of_size(128, OTHERS),
+    "hidden-256": _of_size(256, OTHERS),
+    "no-attention": _of_size(32, OTHERS, attention=False),
     "slow-peers": _compared("Slower scripts, fewer rows", Workload("lognormal", 1_000), [BUNDLES, *SLOW_PEERS]),
-    "sample": _compared("Real bytes, 512 a row", Workload("sample", 10_000), OTHERS),
-    "short": _compared("Short rows, 16 tokens", Workload("short", 200_000), OTHERS),
-    "long": _compared("Long rows, 4,096 tokens", Workload("long", 1_000), OTHERS),
-    "hidden-64": _compared("Hidden size 64", Workload("lognormal", 5_000, 64), OTHERS),
-    "hidden-256": _compared("Hidden size 256", Workload("lognormal", 400, 256), OTHERS),
-    "workers": _from("workers", "compare_workers", workload=REFERENCE),
+    "sample": _compared("Real bytes, 512 a row", Workload("sample", 5_000), OTHERS),
+    "short": _compared("Short rows, 16 tokens", Workload("short", 100_000), OTHERS),
+    "long": _compared("Long rows, 4,096 tokens", Workload("long", 500), OTHERS),
+    "workers": _from("workers", "compare_workers", workload=Workload("lognormal", ROWS[32])),
     "start-up": _compared(
-        "Whole processes, with imports, loading and a server of their own", REFERENCE, MAIN, warm=False
+        "Whole processes, with imports, loading and a server of their own",
+        Workload("lognormal", ROWS[32]),
+        OTHERS,
+        warm=False,
     ),
+    "starting": _from("starting", "measure_starting"),
     "scoring": _from("scoring_only", "compare_engines"),
-    "ceiling": _from("ceiling", "find_ceiling"),
+    "repeats": _from("repeats", "compare_repeats"),
     "training": _from("training_speed", "compare_training"),
-    "prefect": _from("prefect_cost", "measure_prefect"),
     "growth": _from("growth", "measure_growth"),
 }
 LONG_PARTS = {"growth"}
 
+AVX2_PARTS = ("end-to-end", "hidden-16", "scoring", "training")
+"""Measured with AVX2 as well on a processor that has AVX-512, which most rented ones have not."""
+
 QUICK_PARTS: dict[str, Part] = {
-    "end-to-end": _compared("Parquet to Parquet, with attention", Workload("lognormal", 60), [BUNDLES, "naive script"]),
-    "scoring": _from("scoring_only", "compare_engines", hidden_sizes=[16], share=0.01),
-    "ceiling": _from("ceiling", "find_ceiling", num_rows=8),
-    "training": _from("training_speed", "compare_training", num_rows=8),
+    "end-to-end": _compared("A few rows", Workload("lognormal", 60), [BUNDLES, "naive script", "ONNX Runtime, sorted"]),
+    "starting": PARTS["starting"],
+    "scoring": _from("scoring_only", "compare_engines", hidden_sizes=[32, 16], share=0.01),
+    "repeats": _from("repeats", "compare_repeats", num_rows=100),
+    "training": _from("training_speed", "compare_training", hidden_sizes=[16], num_rows=8),
 }
 
 
@@ -80,19 +98,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=num_cores(), help="cores for each contender (default: all)")
     parser.add_argument("--folder", type=Path, default=Path("bench"), help="for datasets and outputs (default bench)")
     parser.add_argument("--results", type=Path, help="where results go (default: the folder's results)")
-    parser.add_argument("--quick", action="store_true", help="seconds on tiny data: shows that all of it works")
+    parser.add_argument("--quick", action="store_true", help="a few minutes on tiny data: shows that all of it works")
     arguments = parser.parse_args()
 
     results = arguments.results or arguments.folder / "results"
     _prepare_environment(arguments.folder)
     parts = QUICK_PARTS if arguments.quick else PARTS
     plan = Plan(arguments.folder, arguments.rounds, arguments.threads)
+    is_limited = AVX2_ONLY.items() <= os.environ.items()
     if arguments.quick:
         plan = replace(plan, tried_rows=None, warm_up_rows=8)
-    for name in arguments.only or [name for name in parts if name not in LONG_PARTS]:
+    names = arguments.only or [name for name in parts if name not in LONG_PARTS]
+    for name in names:
         record = parts[name](plan).record()
         print(markdown(record), flush=True)
-        _write(results, name, record)  # after each part, so that what was measured is never lost
+        # After each part, so that what was measured is never lost.
+        write_results(results, name + AVX2 if is_limited else name, record, list(PARTS))
+    if instruction_set() == "AVX-512":
+        again = [name for name in names if name in (AVX2_PARTS[-2:] if arguments.quick else AVX2_PARTS)]
+        words = [word for word in sys.argv if word not in (*names, "--only")]
+        if again:
+            command = [sys.executable, *words, "--only", *again]
+            subprocess.run(command, env=os.environ | AVX2_ONLY, check=True)
 
 
 def _prepare_environment(folder: Path) -> None:
@@ -105,18 +132,6 @@ def _prepare_environment(folder: Path) -> None:
         DO_NOT_TRACK="1",
     )
     os.environ.pop("PREFECT_API_URL", None)
-
-
-def _write(results: Path, name: str, record: dict[str, object]) -> None:
-    """Put a part's record among the others, and write all three files anew."""
-    results.mkdir(parents=True, exist_ok=True)
-    figures = results / "speed.json"
-    known = json.loads(figures.read_text()) if figures.exists() else {}
-    known[name] = record
-    known = {part: known[part] for part in PARTS if part in known}
-    figures.write_text(json.dumps(known, indent=1) + "\n")
-    (results / "speed.md").write_text("\n".join(markdown(record) for record in known.values()))
-    draw(known, results / "speed.svg")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
 from flows.cli.sample import write_sample
 
+HIDDEN_SIZES = (32, 16, 64, 128, 256)
+"""That of the default preset first, and then that of the published network."""
+
 LONGEST = 4096
 ROWS_PER_FILE = 100_000
 FEWEST_FILES = 4
@@ -41,7 +44,7 @@ class Workload:
 
     lengths: str
     rows: int
-    hidden_size: int = 16
+    hidden_size: int = HIDDEN_SIZES[0]
 
     @property
     def name(self) -> str:
@@ -91,11 +94,12 @@ def _write_random(place: Path, lengths: Lengths) -> None:
 
 
 def checkpoint(workload: Workload, folder: Path) -> Path:
-    """The folder of a checkpoint with the workload's hidden size."""
-    place = folder / f"checkpoint-{workload.hidden_size}"
+    """The folder of a checkpoint with the workload's hidden size, and embeddings as wide as those of its preset."""
+    hidden_size, embedding_dim = workload.hidden_size, min(workload.hidden_size // 2, 32)
+    place = folder / f"checkpoint-{hidden_size}-{embedding_dim}"
     if not place.exists():
         torch.manual_seed(5)
-        network = AttentionLSTM(ModelConfig(classes=CLASSES, hidden_size=workload.hidden_size))
+        network = AttentionLSTM(ModelConfig(classes=CLASSES, embedding_dim=embedding_dim, hidden_size=hidden_size))
         for parameter in network.parameters():
             parameter.data *= WEIGHT_SCALE
         unfinished = place.with_suffix(".unfinished")
