@@ -18,6 +18,8 @@ from storage.locations import Location
 FOOTER_READERS = 32
 
 MAGIC = b"PAR1"
+# Of Spark's timestamps. Nanoseconds, which are Arrow's default, hold the years 1678 to 2261 only.
+INT96_UNIT = "us"
 # One read of this size holds the whole footer of most files.
 _TAIL_BYTES = 64 << 10
 
@@ -69,7 +71,7 @@ def open_parquet(file: Any, metadata: pq.FileMetaData | None = None) -> pq.Parqu
         metadata=metadata,
         pre_buffer=False,  # so memory stays flat on files of any size
         page_checksum_verification=True,  # where there are any
-        coerce_int96_timestamp_unit="us",  # Spark's timestamps, of which nanoseconds hold the years 1678 to 2261 only
+        coerce_int96_timestamp_unit=INT96_UNIT,
     )
 
 

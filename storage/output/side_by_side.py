@@ -5,7 +5,7 @@ name a file of the output that can't be read; and the list of what was found to 
 rows should say: that is for `verification`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from storage.errors import FileError, first_line
 from storage.footers import Footer, open_parquet, read_footer
@@ -133,6 +134,45 @@ class RowReader:
             yield from file.iter_batches(_DECODE_ROWS, [group], columns, use_threads=False)
 
 
+class SecondReading:
+    """Timestamps of an input file in another way than what scored it reads them.
+
+    Only those of INT96, which Arrow reads as nanoseconds, microseconds or milliseconds as it is told: the last ones no
+    date overflows. All else has one reading, which is not Polars': of some types it ends the process.
+    """
+
+    def __init__(self, root: Location, shard: Shard, names: Iterable[str]) -> None:
+        """names: of columns; those that the file does not have are left out."""
+        self._place, self._shard, self._names = root / shard.file, shard, tuple(dict.fromkeys(names))
+        self._read: pa.Table | None = None
+
+    def compare(self, first: int, table: pa.Table) -> dict[str, tuple[pa.ChunkedArray, Flags]]:
+        """Of each such column: N values, and where they differ, bool (N,), from those of the table of N rows.
+
+        first: position in the shard of the first of them.
+        """
+        if not any(name in table.column_names and pt.is_timestamp(table[name].type) for name in self._names):
+            return {}
+        if self._read is None:
+            self._read = self._in_milliseconds()
+        again = self._read.slice(first, table.num_rows)
+        found = {}
+        for name in again.column_names:
+            floored = pc.floor_temporal(table[name], unit="millisecond").cast(again[name].type)
+            found[name] = again[name], differing(again[name], floored)
+        return found
+
+    def _in_milliseconds(self) -> pa.Table:
+        groups = list(range(self._shard.first_row_group, self._shard.end_row_group))
+        with self._place.filesystem.open_input_file(self._place.path) as stored:
+            file = pq.ParquetFile(stored, coerce_int96_timestamp_unit="ms")
+            columns = map(file.metadata.schema.column, range(len(file.metadata.schema)))
+            names = {column.path for column in columns if column.physical_type == "INT96"}
+            return file.read_row_groups(
+                groups, [name for name in self._names if name in names & {*file.schema_arrow.names}]
+            )
+
+
 @contextmanager
 def _reading(path: str, row: int | None) -> Iterator[None]:
     """Has errors say which file of the output can't be read, and from which row on."""
@@ -206,7 +246,7 @@ class CheckedRows:
 
     def shown(self, name: str, row: int) -> str:
         """A value for a message."""
-        return _show(self.table[name][row])
+        return shown(self.table[name][row])
 
     def only(self, columns: list[str], wanted: Flags) -> "CheckedRows":
         """The rows where `wanted`, bool (N,), with these columns; of some types, such as string views, none can be."""
@@ -217,7 +257,7 @@ class CheckedRows:
         """expected: N values; a null equals a null, and NaN equals NaN."""
         self.tell(
             differing(self.table[name], expected),
-            lambda row: f"{name} is {self.shown(name, row)}, expected {_show(expected[row])}",
+            lambda row: f"{name} is {self.shown(name, row)}, expected {shown(expected[row])}",
         )
 
     def check_presence(self, name: str, wanted: Flags) -> Flags:
@@ -235,7 +275,7 @@ class CheckedRows:
         return is_right
 
 
-def _show(value: pa.Scalar) -> str:
+def shown(value: pa.Scalar) -> str:
     """A value in a message, cut short if it is long."""
     try:
         content = value.as_py()

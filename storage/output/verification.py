@@ -36,9 +36,11 @@ from storage.output.side_by_side import (
     OutputFileError,
     Piece,
     Problem,
+    SecondReading,
     open_attention_file,
     open_predictions_file,
     read_side_by_side,
+    shown,
 )
 from storage.registry.checkpoints import CheckpointId
 
@@ -209,11 +211,13 @@ class _ShardCheck:
         vocabulary = self._vocabularies.get(made.stamp["checkpoint_digest"]) or _vocabulary_by_errors(made.predictions)
         rules = TokenRules(vocabulary, self._settings.max_tokens, self._settings.long_rows)
         counts = {"num_errors": 0, "num_tokens": 0}
+        again = SecondReading(self._source_root, self._shard, [self._settings.columns.id, *self._kept()])
         for piece in read_side_by_side(
             self._source_root, self._shard, self._settings, made.predictions, made.attention
         ):
             source, rows = decode_rows(piece.source, self._settings.columns, rules)
             self._check_piece(replace(piece, source=source), rows, made)
+            self._check_reading(again, piece.first, source)
             self.findings.settle()
             counts["num_errors"] += int(np.count_nonzero(~rows.usable))
             counts["num_tokens"] += len(rows.values)
@@ -243,6 +247,17 @@ class _ShardCheck:
         for file, table in ((made.predictions, piece.predictions), (made.attention, piece.attention)):
             if file and table is not None and table.num_rows < piece.source.num_rows:
                 self.findings.add(file.path, piece.first + table.num_rows, "the file ends before this row")
+
+    def _check_reading(self, again: SecondReading, first: int, source: pa.Table) -> None:
+        """What the input says must not depend on who reads it, or the output is right by its own reading only."""
+        rows = CheckedRows.starting(self._shard.first_row + first, source, self._shard.file, self.findings)
+        for name, (values, differ) in again.compare(first, source).items():
+            rows.tell(
+                differ,
+                lambda row, name=name, values=values: (  # type: ignore[misc]
+                    f"{name} is {rows.shown(name, row)} as it was scored, and {shown(values[row])} by another reading"
+                ),
+            )
 
     def _ids(self, piece: Piece) -> pa.ChunkedArray:
         if self._settings.columns.id in piece.source.column_names:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage
+import storage.footers
 from storage.errors import FileError, OutputError
 from storage.input.columns import Columns
 from storage.locations import Location
@@ -180,17 +181,36 @@ def test_what_is_kept_can_be_read_by_other_readers(
     assert problems(data, output) == []
 
 
-def test_sparks_timestamps_are_read_in_microseconds(data: Path, output: Output, score: Callable[..., object]) -> None:
-    """Nanoseconds, as which Arrow reads INT96 by default, end in 2262: 9999-12-31 became 1816-03-29."""
-    times = [datetime(9999, 12, 31), datetime(1, 1, 1), datetime(2026, 1, 1, 1, 2, 3, 456789), None]
-    column = pa.array(times, pa.timestamp("us"))
+TIMES = [datetime(9999, 12, 31), datetime(1, 1, 1), datetime(2026, 1, 1, 1, 2, 3, 456789), None]
+
+
+@pytest.fixture
+def by_spark(data: Path) -> None:
+    """A file whose timestamps are INT96, as Spark writes them."""
+    column = pa.array(TIMES, pa.timestamp("us"))
     table = pa.table({"tokens": [b"a"] * 4, "id": column, "x": pa.StructArray.from_arrays([column], ["t"])})
     pq.write_table(table, data / "a.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
     assert pq.read_metadata(data / "a.parquet").schema.column(1).physical_type == "INT96"
+
+
+@pytest.mark.usefixtures("by_spark")
+def test_wrong_reading_of_the_input_is_found_though_the_output_agrees_with_it(
+    data: Path, output: Output, score: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.footers, "INT96_UNIT", "ns")
+    score(data, output)
+    problems = verify_output(plan_output(str(data), existing_output(output.root.path))).problems
+    assert [(each.path, each.row) for each in problems] == [("a.parquet", 0), ("a.parquet", 1)]
+    assert "as it was scored, and datetime.datetime(9999, 12, 31, 0, 0) by another reading" in problems[0].what
+
+
+@pytest.mark.usefixtures("by_spark")
+def test_sparks_timestamps_are_read_in_microseconds(data: Path, output: Output, score: Callable[..., object]) -> None:
+    """Nanoseconds, as which Arrow reads INT96 by default, end in 2262: 9999-12-31 became 1816-03-29."""
     score(data, output)
     place = output.predictions("a.parquet").path
-    assert pl.read_parquet(place)["id"].to_list() == times
-    assert duckdb.sql(f"SELECT id, x.t FROM '{place}'").fetchall() == [(time, time) for time in times]
+    assert pl.read_parquet(place)["id"].to_list() == TIMES
+    assert duckdb.sql(f"SELECT id, x.t FROM '{place}'").fetchall() == [(time, time) for time in TIMES]
     assert pd.read_parquet(place)["id"].dtype == "datetime64[us]"
     assert problems(data, output) == []
 
