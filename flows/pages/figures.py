@@ -154,6 +154,8 @@ def count_predictions(
             *_picks(frame, num_picks, len(classes)),
         ],
         engine="streaming",
+        # What the questions have in common would be kept in memory for all of them: 86 bytes for each row.
+        optimizations=pl.QueryOptFlags(comm_subplan_elim=False),
     )
     totals = counts.select(cs.by_name("len", "num_tokens", "truncated").sum()).row(0, named=True)
     return Figures(
