@@ -225,4 +225,4 @@ def _name(tokens: bytes | Sequence[int | None], place: int) -> str:
     token = tokens[place]
     if not isinstance(tokens, bytes) or not isinstance(token, int):
         return f"{token}"
-    return f"{chr(token)!r}" if 0x20 <= token < 0x7F else f"0x{token:02x}"
+    return f"{chr(token)!r}" if 0x20 <= token < 0x7F or chr(token) in _LINE_ENDS else f"0x{token:02x}"

@@ -70,6 +70,11 @@ def test_output_is_that_of_a_local_disk(
     assert state.is_completed(), state.message
     assert scored_files(output) == scored_files(str(tmp_path / "expected"))
     assert len(scored_files(output)) == 8
+    first = read_manifest(Location.parse(output), str(state.state_details.flow_run_id))
+    assert first is not None
+    page = (Location.parse(output) / first.report).read_text()
+    assert "Counts add up: 420 rows in 4 files" in page
+    assert '<div class="tokens"' in page
 
     assert verify(source, output, registry=registry) == DONE
     state = classify(source, output, registry=registry, label_column="label", return_state=True)
