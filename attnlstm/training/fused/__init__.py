@@ -77,7 +77,7 @@ class FusedGradients:
         self._seed = seed
         self._workers = workers
         self._run_group, self._prepare, self._finish = kernel.compile_step()
-        self._new_slots = kernel.new_slots
+        self._new_slots, self._record = kernel.new_slots, kernel.RECORD
 
         named = dict(network.named_parameters())
         self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
@@ -163,13 +163,12 @@ class FusedGradients:
         """What is kept between the passes, by each thread: fresh memory costs more than it seems."""
         num_positions = num_tokens + num_rows + 1
         kept: tuple[npt.NDArray[np.float32], ...] | None = getattr(self._scratch, "kept", None)
-        if kept is None or kept[6].shape[1] < num_positions or kept[7].shape[1] < num_rows:
+        if kept is None or kept[4].shape[1] < num_positions or kept[5].shape[1] < num_rows:
             L, D, P = self._config.num_layers, self._size, num_positions
             with_dropout = P * 2 * D if self._config.dropout else 0
             kept = (
-                aligned((L, 2, P * 4 * D)), aligned((L, 2, P * D)), aligned((L, 2, P * D)), aligned((L, P * 2 * D)),
-                aligned((L - 1, with_dropout)), aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)),
-                self._new_slots(num_rows),
+                aligned((L, 2, P * self._record * D)), aligned((L, P * 2 * D)), aligned((L - 1, with_dropout)),
+                aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)), self._new_slots(num_rows),
             )  # fmt: skip
             self._scratch.kept = kept
         return kept

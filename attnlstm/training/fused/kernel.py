@@ -34,12 +34,15 @@ from attnlstm.training.fused import tiles
 from attnlstm.training.fused.tiles import (
     FROM,
     POSITION,
+    RECORD,
     SLOT_FIELDS,
     START,
+    STEPS_AHEAD,
     TO,
     add_run,
     backward_cell,
     drop,
+    fetch,
     forward_tile,
     outer_tile,
     product_tile,
@@ -64,7 +67,7 @@ SLOT_BYTES = 8 * SLOT_FIELDS
 
 
 @njit
-def step_forward(slots, num_active, weights, num_panels, size, ahead, states, gates, cells, tanhs):
+def step_forward(slots, num_active, weights, num_panels, size, ahead, states, records):
     """One step of the first `num_active` slots, in tiles of nearly equal numbers of rows."""
     num_tiles = (num_active + ROWS - 1) // ROWS
     first_slot = slots.ctypes.data
@@ -76,13 +79,13 @@ def step_forward(slots, num_active, weights, num_panels, size, ahead, states, ga
             at = first_slot + begin * SLOT_BYTES
             # Each branch is compiled for its number of rows.
             if end - begin == ROWS:
-                forward_tile(at, weights, unit, size, ahead, states, gates, cells, tanhs, ROWS, LANES)
+                forward_tile(at, weights, unit, size, ahead, states, records, ROWS, LANES)
             elif end - begin == 3:
-                forward_tile(at, weights, unit, size, ahead, states, gates, cells, tanhs, 3, LANES)
+                forward_tile(at, weights, unit, size, ahead, states, records, 3, LANES)
             elif end - begin == 2:
-                forward_tile(at, weights, unit, size, ahead, states, gates, cells, tanhs, 2, LANES)
+                forward_tile(at, weights, unit, size, ahead, states, records, 2, LANES)
             else:
-                forward_tile(at, weights, unit, size, ahead, states, gates, cells, tanhs, 1, LANES)
+                forward_tile(at, weights, unit, size, ahead, states, records, 1, LANES)
             begin = end
         weights += size * GATES * LANES * FLOAT_BYTES
 
@@ -110,6 +113,9 @@ def multiply(slots, num_slots, weights, count, num_columns):
                 else:
                     product_tile(at, weights, count, column, 1, 2, LANES)
                     n += 1
+            elif left >= 16:
+                product_tile(at, weights, count, column, 16, 1, LANES)
+                n += 16
             elif left >= 8:
                 product_tile(at, weights, count, column, 8, 1, LANES)
                 n += 8
@@ -126,21 +132,24 @@ def multiply(slots, num_slots, weights, count, num_columns):
 
 
 @njit
-def multiply_all(slots, num_rows, inputs, num_inputs, weights, starts, start_width, results, num_columns):
-    """results = starts + inputs @ weights. Addresses; start_width: numbers from one row's start to the next, or 0."""
+def multiply_all(
+    slots, num_rows, inputs, num_inputs, input_width, weights, starts, start_width, results, num_columns, width
+):  # fmt: skip
+    """results = starts + inputs @ weights. Addresses; input_width, start_width, width: numbers from one row of inputs,
+    starts, perhaps 0, and results to the next."""
     begin = 0
     while begin < num_rows:
         count = min(len(slots), num_rows - begin)
         for n in range(count):
-            slots[n, FROM] = inputs + (begin + n) * num_inputs * FLOAT_BYTES
+            slots[n, FROM] = inputs + (begin + n) * input_width * FLOAT_BYTES
             slots[n, START] = starts + (begin + n) * start_width * FLOAT_BYTES
-            slots[n, TO] = results + (begin + n) * num_columns * FLOAT_BYTES
+            slots[n, TO] = results + (begin + n) * width * FLOAT_BYTES
         multiply(slots, count, weights, num_inputs, num_columns)
         begin += count
 
 
 @njit
-def add_outer(inputs, num_inputs, input_width, gradients, num_panels, count, to):
+def add_outer(inputs, num_inputs, input_width, gradients, gradient_width, num_panels, count, to):
     """to[k, c] += the sum over positions of inputs[k] * gradients[c]. to: address of float32 (num_inputs, columns)."""
     num_columns = num_panels * GATES * LANES
     for panel in range(num_panels):
@@ -151,21 +160,20 @@ def add_outer(inputs, num_inputs, input_width, gradients, num_panels, count, to)
             place = to + k * num_columns * FLOAT_BYTES + column
             if num_inputs - k >= OUTER_ROWS:
                 outer_tile(
-                    at, input_width, gradients + column, num_columns, count, place, num_columns, OUTER_ROWS, LANES
+                    at, input_width, gradients + column, gradient_width, count, place, num_columns, OUTER_ROWS, LANES
                 )
                 k += OUTER_ROWS
             else:
-                outer_tile(at, input_width, gradients + column, num_columns, count, place, num_columns, 1, LANES)
+                outer_tile(at, input_width, gradients + column, gradient_width, count, place, num_columns, 1, LANES)
                 k += 1
 
 
 @njit
-def forward_direction(
-    slots, begins, lengths, tokens, starts, weights, num_panels, size, ahead, states, gates, cells, tanhs
-):  # fmt: skip
-    """One direction of one layer over all rows. tokens: of each position, whose sums begin at `starts`; empty: each
-    position's sums begin where its gates will be."""
-    sums_bytes = GATES * size * FLOAT_BYTES
+def forward_direction(slots, begins, lengths, tokens, table, weights, num_panels, size, ahead, states, records):
+    """One direction of one layer over all rows. tokens: of each position, whose sums begin with its numbers in the
+    table; empty: sums begin where the position's gates will be."""
+    row_bytes = size * FLOAT_BYTES
+    beyond = ahead * STEPS_AHEAD * RECORD * row_bytes
     num_active = len(begins)
     for t in range(lengths[0]):
         while lengths[num_active - 1] <= t:
@@ -173,13 +181,15 @@ def forward_direction(
         for n in range(num_active):
             position = begins[n] + (t if ahead > 0 else lengths[n] - 1 - t)
             slots[n, POSITION] = position
-            slots[n, START] = starts + sums_bytes * (tokens[position] if len(tokens) else position)
-        step_forward(slots, num_active, weights, num_panels, size, ahead, states, gates, cells, tanhs)
+            record = records + position * RECORD * row_bytes
+            slots[n, START] = table + tokens[position] * GATES * row_bytes if len(tokens) else record
+            fetch(record + beyond, RECORD * size)
+        step_forward(slots, num_active, weights, num_panels, size, ahead, states, records)
 
 
 @njit
 def backward_direction(
-    slots, begins, lengths, weights, num_panels, size, ahead, gates, cells, tanhs, from_above, zeros, carried
+    slots, begins, lengths, weights, num_panels, size, ahead, records, from_above, zeros, carried
 ):  # fmt: skip
     """The same backward: gates become gradients of their sums. carried: float32 (2, at least N, D), scratch."""
     num_active = 0
@@ -191,12 +201,15 @@ def backward_direction(
             num_active += 1
         for n in range(num_active):
             position = begins[n] + (t if ahead > 0 else lengths[n] - 1 - t)
-            slots[n, FROM] = gates + position * GATES * row_bytes
+            record = records + position * RECORD * row_bytes
+            fetch(record - ahead * STEPS_AHEAD * RECORD * row_bytes, RECORD * size)
+            fetch(from_above + (position - ahead * STEPS_AHEAD) * 2 * row_bytes, size)
+            slots[n, FROM] = record
             slots[n, START] = zeros
             slots[n, TO] = from_next + n * row_bytes
             for panel in range(num_panels):
                 backward_cell(
-                    position, panel * LANES, size, ahead, gates, cells, tanhs, from_above, from_next + n * row_bytes,
+                    position, panel * LANES, size, ahead, records, from_above, from_next + n * row_bytes,
                     of_cells + n * row_bytes, LANES,
                 )  # fmt: skip
         if t > 0:
@@ -319,8 +332,9 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         slots = np.zeros((CHUNK, SLOT_FIELDS), np.int64)
         for direction in range(2):
             multiply_all(
-                slots, len(embedding), embedding.ctypes.data, embedding.shape[1], first_forward[direction].ctypes.data,
-                biases[0, direction].ctypes.data, 0, table[direction].ctypes.data, table.shape[2],
+                slots, len(embedding), embedding.ctypes.data, embedding.shape[1], embedding.shape[1],
+                first_forward[direction].ctypes.data, biases[0, direction].ctypes.data, 0,
+                table[direction].ctypes.data, table.shape[2], table.shape[2],
             )  # fmt: skip
         folded = np.zeros(len(score_weights))
         for a in range(len(query)):
@@ -333,7 +347,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         values, offsets, rows, labels, worths, drop_keys, drop_threshold, drop_scale,
         table, biases, in_forward, in_backward, own_forward, own_backward, score_weights,
         hidden_in, hidden_out, hidden_bias, class_in, class_out, class_bias,
-        gates, cells, tanhs, states, inputs, of_states, scores, carried, slots,
+        records, states, inputs, of_states, scores, carried, slots,
         d_table, d_biases, d_in, d_own, d_score_weights, d_hidden, d_hidden_bias, d_class, d_class_bias, losses,
     ):  # fmt: skip
         """Forward and backward through one group of rows.
@@ -342,8 +356,8 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         counts for. rows: int64, of this group, longest first. drop_keys: uint32 (L - 1, N). drop_threshold: the share
         that is dropped, of 2^32. drop_scale: what is kept is multiplied by it.
         table, biases without the first layer's, score_weights: as `prepare` makes them; other weights: see `layout`.
-        gates, cells, tanhs: (L, 2, at least P times their size), states: (L, P * 2 D), inputs: (L - 1, P * 2 D), empty
-        without dropout, of_states: (P, 2 D), scores: (2, P), carried: (2, N, D), and slots, see `new_slots`: scratch.
+        records: (L, 2, at least P * RECORD * D), states: (L, P * 2 D), inputs: (L - 1, P * 2 D), empty without
+        dropout, of_states: (P, 2 D), scores: (2, P), carried: (2, N, D), and slots, see `new_slots`: scratch.
         d_...: gradients, which are overwritten. losses: float64 (1,), the sum of the rows' losses.
         """
         assert digest >= 0
@@ -352,6 +366,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         num_panels = size // LANES
         width = 2 * size
         begins, lengths = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+        record = RECORD * size
         position = 1
         for n in range(num_rows):
             begins[n], lengths[n] = position, offsets[rows[n] + 1] - offsets[rows[n]]
@@ -370,7 +385,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             empty = begins[n] - 1 if n < num_rows else num_positions - 1
             for layer in range(num_layers):
                 states[layer, empty * width : (empty + 1) * width] = 0
-                cells[layer, :, empty * size : (empty + 1) * size] = 0
+                records[layer, :, empty * record : (empty + 1) * record] = 0
         for layer in range(num_layers):
             below = states[layer - 1].ctypes.data
             if layer > 0 and drop_threshold > 0:
@@ -383,18 +398,16 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                         np.int64(drop_keys[layer - 1, rows[n]]), drop_threshold, drop_scale, LANES,
                     )  # fmt: skip
             for direction in range(2):
-                of_gates = gates[layer, direction].ctypes.data
-                starts, of_tokens = table[direction].ctypes.data, tokens
+                of_direction = records[layer, direction].ctypes.data
                 if layer > 0:
-                    starts, of_tokens = of_gates, no_tokens
                     multiply_all(
-                        slots, num_positions, below, width, in_forward[layer - 1, direction].ctypes.data,
-                        biases[layer - 1, direction].ctypes.data, 0, of_gates, 4 * size,
+                        slots, num_positions, below, width, width, in_forward[layer - 1, direction].ctypes.data,
+                        biases[layer - 1, direction].ctypes.data, 0, of_direction, 4 * size, record,
                     )  # fmt: skip
                 forward_direction(
-                    slots, begins, lengths, of_tokens, starts, own_forward[layer, direction].ctypes.data, num_panels,
-                    size, 1 - 2 * direction, states[layer].ctypes.data + direction * size * FLOAT_BYTES, of_gates,
-                    cells[layer, direction].ctypes.data, tanhs[layer, direction].ctypes.data,
+                    slots, begins, lengths, no_tokens if layer > 0 else tokens, table[direction].ctypes.data,
+                    own_forward[layer, direction].ctypes.data, num_panels, size, 1 - 2 * direction,
+                    states[layer].ctypes.data + direction * size * FLOAT_BYTES, of_direction,
                 )  # fmt: skip
 
         last = states[num_layers - 1].ctypes.data
@@ -430,48 +443,48 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             below = inputs[layer - 1].ctypes.data if drop_threshold > 0 else states[layer - 1].ctypes.data
             for direction in range(2):
                 ahead = 1 - 2 * direction
-                of_gates = gates[layer, direction].ctypes.data
+                of_direction = records[layer, direction].ctypes.data
                 offset = direction * size * FLOAT_BYTES
                 backward_direction(
                     slots, begins, lengths, own_backward[layer, direction].ctypes.data, num_panels, size, ahead,
-                    of_gates, cells[layer, direction].ctypes.data, tanhs[layer, direction].ctypes.data,
-                    from_above + offset, zeros.ctypes.data, carried,
+                    of_direction, from_above + offset, zeros.ctypes.data, carried,
                 )  # fmt: skip
                 for n in range(num_rows + 1):
                     empty = begins[n] - 1 if n < num_rows else num_positions - 1
-                    gates[layer, direction, empty * 4 * size : (empty + 1) * 4 * size] = 0
+                    records[layer, direction, empty * record : (empty + 1) * record] = 0
                 # Gradients of weights, over a few positions at a time; the first and the last are empty.
                 begin = 1
                 while begin < num_positions - 1:
                     count = min(GRADIENT_CHUNK, num_positions - 1 - begin)
-                    of_chunk = of_gates + begin * 4 * size * FLOAT_BYTES
+                    of_chunk = of_direction + begin * record * FLOAT_BYTES
                     add_outer(
-                        of_layer + offset + (begin - ahead) * width * FLOAT_BYTES, size, width, of_chunk, num_panels,
-                        count, d_own[layer, direction].ctypes.data,
+                        of_layer + offset + (begin - ahead) * width * FLOAT_BYTES, size, width, of_chunk, record,
+                        num_panels, count, d_own[layer, direction].ctypes.data,
                     )  # fmt: skip
                     if layer > 0:
                         add_outer(
-                            below + begin * width * FLOAT_BYTES, width, width, of_chunk, num_panels, count,
+                            below + begin * width * FLOAT_BYTES, width, width, of_chunk, record, num_panels, count,
                             d_in[layer - 1, direction].ctypes.data,
                         )  # fmt: skip
                         add_outer(
-                            ones.ctypes.data, 1, 0, of_chunk, num_panels, count,
+                            ones.ctypes.data, 1, 0, of_chunk, record, num_panels, count,
                             d_biases[layer - 1, direction].ctypes.data,
                         )  # fmt: skip
                     else:
                         to = d_table[direction].ctypes.data
                         for p in range(begin, begin + count):
                             add_run(
-                                to + tokens[p] * 4 * size * FLOAT_BYTES, of_gates + p * 4 * size * FLOAT_BYTES,
+                                to + tokens[p] * 4 * size * FLOAT_BYTES, of_direction + p * record * FLOAT_BYTES,
                                 4 * num_panels, LANES,
                             )  # fmt: skip
                     begin += count
             if layer > 0:
                 for direction in range(2):
                     multiply_all(
-                        slots, num_positions, gates[layer, direction].ctypes.data, 4 * size,
+                        slots, num_positions, records[layer, direction].ctypes.data, 4 * size, record,
                         in_backward[layer - 1, direction].ctypes.data,
                         from_above if direction else zeros.ctypes.data, width if direction else 0, from_above, width,
+                        width,
                     )  # fmt: skip
                 if drop_threshold > 0:
                     for n in range(num_rows):
@@ -501,14 +514,18 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         for direction in range(2):
             of_table, to = d_table[direction].ctypes.data, d_embedding.ctypes.data
             multiply_all(
-                slots, num_tokens, of_table, num_columns, first_backward[direction].ctypes.data,
+                slots, num_tokens, of_table, num_columns, num_columns, first_backward[direction].ctypes.data,
                 to if direction else zeros.ctypes.data, num_features if direction else 0, to, num_features,
+                num_features,
             )  # fmt: skip
             add_outer(
-                embedding.ctypes.data, num_features, num_features, of_table, num_panels, num_tokens,
+                embedding.ctypes.data, num_features, num_features, of_table, num_columns, num_panels, num_tokens,
                 d_first[direction].ctypes.data,
             )  # fmt: skip
-            add_outer(ones.ctypes.data, 1, 0, of_table, num_panels, num_tokens, d_first_bias[direction].ctypes.data)
+            add_outer(
+                ones.ctypes.data, 1, 0, of_table, num_columns, num_panels, num_tokens,
+                d_first_bias[direction].ctypes.data,
+            )  # fmt: skip
         for a in range(len(query)):
             total = 0.0
             for d in range(len(d_score_weights)):
@@ -532,8 +549,8 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                 read(i32, 1), read(i64, 1), read(i64, 1), read(i64, 1), read(f64, 1), read(u32, 2), i64, f32,
                 read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 1),
                 read(f32, 2), read(f32, 2), read(f32, 1), read(f32, 2), read(f32, 2), read(f32, 1),
-                write(f32, 3), write(f32, 3), write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 2),
-                write(f32, 2), write(f32, 3), write(i64, 2),
+                write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 3),
+                write(i64, 2),
                 write(f32, 3), write(f32, 3), write(f32, 4), write(f32, 4), write(f32, 1),
                 write(f32, 2), write(f32, 1), write(f32, 2), write(f32, 1), write(f64, 1),
             ),

@@ -4,15 +4,16 @@ Owns one step of a few rows, forward and backward, and the two matrix products o
 the sum over positions of inputs times gradients, which is the gradient of weights. Each sum takes its products one by
 one in a fixed order. Knows nothing about layers, directions or networks. It imports Numba: import it late.
 
-What a pass keeps of each position, for one direction of one layer: the four gates (panels, 4, lanes), which become
-the gradients of the gates' sums where they stand; the cell; its tanh; and the state, beside the other direction's.
+What the forward pass keeps of each position, for one direction of one layer, is a record: the four gates (panels, 4,
+lanes), which become the gradients of the gates' sums where they stand, the cell, and its tanh. States lie apart, those
+of both directions side by side.
 """
 
 # mypy: ignore-errors
 # Numba gives these functions their types when it compiles them; mypy can't follow.
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from attnlstm.engines.fused_cpu.tile import GATES, add_products, sigmoid_fraction, tanh_fraction
@@ -21,6 +22,18 @@ from attnlstm.engines.fused_cpu.vectors import FLOAT, INT32, INT64, SideBySide, 
 # What a slot, the place of a row among those computed side by side, holds: int64 each. Addresses but for POSITION.
 SLOT_FIELDS = 4
 POSITION, START, FROM, TO = range(SLOT_FIELDS)
+
+RECORD = GATES + 2
+"""Numbers that are kept for each unit and position; first those of gates, then CELL and TANH."""
+
+CELL, TANH = GATES, GATES + 1
+
+STEPS_AHEAD = 4
+"""So many steps before it is needed, a record is fetched into the cache: more rows go side by side than a processor
+follows by itself."""
+
+CACHE_LINE = 16
+"""Numbers of a line, which is 64 bytes."""
 
 ADDRESS = types.int64
 
@@ -33,25 +46,56 @@ def _at_position(builder, base, position, width):
     return at(builder, base, builder.mul(position, width))
 
 
+def _record(builder, records, position, size):
+    return _at_position(builder, records, position, builder.mul(size, INT64(RECORD)))
+
+
+def _unit(builder, record, which, size, unit):
+    """Where the CELL or TANH of a unit is in a record."""
+    return at(builder, record, builder.add(builder.mul(size, INT64(which)), unit))
+
+
+@intrinsic
+def fetch(typing, address, num_numbers):
+    """Ask for this many float32 from an address on, which need not be anybody's, to be in the cache soon."""
+
+    def emit(context, builder, signature, args):
+        pointer = pointer_to(builder, args[0], FLOAT)
+        name = "llvm.prefetch.p0"
+        bits, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [bits, flag, flag, flag]), name
+        )
+
+        def one_line(n, carried):
+            line = at(builder, pointer, builder.mul(n, INT64(CACHE_LINE)))
+            # To write to, into all caches, and it is data.
+            builder.call(function, [builder.bitcast(line, bits), INT32(1), INT32(3), INT32(1)])
+            return []
+
+        repeat(builder, builder.sdiv(args[1], INT64(CACHE_LINE)), [], one_line)
+        return context.get_dummy_value()
+
+    return types.void(ADDRESS, types.int64), emit
+
+
 @intrinsic(prefer_literal=True)
-def forward_tile(typing, slots, weights, first_unit, size, ahead, states, gates, cells, tanhs, rows, lanes):
+def forward_tile(typing, slots, weights, first_unit, size, ahead, states, records, rows, lanes):
     """One step of `rows` rows and the hidden units first_unit .. first_unit + lanes - 1.
 
     slots: address of the tile's first slot. START: where the gates' sums begin, (panels, 4, lanes), those of i, f and o
     halved. weights: address of float32 (size, 4, lanes). ahead: 1 or -1, the way that positions are gone through.
-    states, gates, cells, tanhs: addresses of position 0, of 2 * size, 4 * size, size and size numbers a position.
+    states, records: addresses of position 0, of 2 * size and RECORD * size numbers a position.
     """
 
     def emit(context, builder, signature, args):
-        slots, weights, first_unit, size, ahead, states, gates, cells, tanhs, _, _ = args
+        slots, weights, first_unit, size, ahead, states, records, _, _ = args
         num_rows, num_lanes = rows.literal_value, lanes.literal_value
         vectors = Vectors(builder, num_lanes)
         slots = pointer_to(builder, slots, INT64)
-        weights, states, gates, cells, tanhs = (
-            pointer_to(builder, address, FLOAT) for address in (weights, states, gates, cells, tanhs)
-        )
+        weights, states, records = (pointer_to(builder, address, FLOAT) for address in (weights, states, records))
         first_sum = builder.mul(first_unit, INT64(GATES))
-        both, four = builder.mul(size, INT64(2)), builder.mul(size, INT64(GATES))
+        both = builder.mul(size, INT64(2))
         positions = _fields(builder, slots, num_rows, POSITION)
         starts = [
             at(builder, pointer_to(builder, each, FLOAT), first_sum)
@@ -65,19 +109,21 @@ def forward_tile(typing, slots, weights, first_unit, size, ahead, states, gates,
         side_by_side = SideBySide(vectors)
         for first in range(0, num_rows, 2):  # two rows at a time, whose results both fit in registers
             part = range(first, min(first + 2, num_rows))
-            old = [vectors.load(at(builder, _at_position(builder, cells, behind[r], size), first_unit)) for r in part]
+            olds = [_record(builder, records, behind[r], size) for r in part]
+            old = [vectors.load(_unit(builder, record, CELL, size, first_unit)) for record in olds]
             of_gates = ([sums[r * GATES + gate] for r in part] for gate in range(GATES))
             *saved, cell, tanh, state = _cell(side_by_side, *of_gates, old)
             for n, r in enumerate(part):
-                to = at(builder, _at_position(builder, gates, positions[r], four), first_sum)
+                record = _record(builder, records, positions[r], size)
                 for gate, of_rows in enumerate(saved):
-                    vectors.store(of_rows[n], at(builder, to, gate * num_lanes))
-                for vector, base, width in ((cell, cells, size), (tanh, tanhs, size), (state, states, both)):
-                    vectors.store(vector[n], at(builder, _at_position(builder, base, positions[r], width), first_unit))
+                    vectors.store(of_rows[n], at(builder, at(builder, record, first_sum), gate * num_lanes))
+                vectors.store(cell[n], _unit(builder, record, CELL, size, first_unit))
+                vectors.store(tanh[n], _unit(builder, record, TANH, size, first_unit))
+                vectors.store(state[n], at(builder, _at_position(builder, states, positions[r], both), first_unit))
         return context.get_dummy_value()
 
     number = types.int64
-    return types.void(ADDRESS, ADDRESS, number, number, number, *[ADDRESS] * 4, rows, lanes), emit
+    return types.void(ADDRESS, ADDRESS, number, number, number, ADDRESS, ADDRESS, rows, lanes), emit
 
 
 def _cell(rows, i, f, g, o, c):
@@ -100,9 +146,7 @@ def _cell(rows, i, f, g, o, c):
 
 
 @intrinsic(prefer_literal=True)
-def backward_cell(
-    typing, position, first_unit, size, ahead, gates, cells, tanhs, from_above, from_next, of_cell, lanes
-):
+def backward_cell(typing, position, first_unit, size, ahead, records, from_above, from_next, of_cell, lanes):
     """The backward pass of one step of one row and the hidden units first_unit .. first_unit + lanes - 1.
 
     gates are overwritten with the gradients of their sums. from_above: address of position 0, the gradients of states,
@@ -114,19 +158,15 @@ def backward_cell(
         position, first_unit, size, ahead, *addresses, _ = args
         num_lanes = lanes.literal_value
         vectors = Vectors(builder, num_lanes)
-        gates, cells, tanhs, from_above, from_next, of_cell = (
-            pointer_to(builder, address, FLOAT) for address in addresses
-        )
-
-        def load(base, width, where):
-            return vectors.load(at(builder, _at_position(builder, base, where, width), first_unit))
-
-        both, four = builder.mul(size, INT64(2)), builder.mul(size, INT64(GATES))
-        gates = at(builder, _at_position(builder, gates, position, four), builder.mul(first_unit, INT64(GATES)))
+        records, from_above, from_next, of_cell = (pointer_to(builder, address, FLOAT) for address in addresses)
+        record = _record(builder, records, position, size)
+        gates = at(builder, record, builder.mul(first_unit, INT64(GATES)))
         i, f, g, o = (vectors.load(at(builder, gates, gate * num_lanes)) for gate in range(GATES))
-        tanh = load(tanhs, size, position)
-        before = load(cells, size, builder.sub(position, ahead))
-        dh = vectors.add(load(from_above, both, position), vectors.load(at(builder, from_next, first_unit)))
+        tanh = vectors.load(_unit(builder, record, TANH, size, first_unit))
+        behind = _record(builder, records, builder.sub(position, ahead), size)
+        before = vectors.load(_unit(builder, behind, CELL, size, first_unit))
+        above = _at_position(builder, from_above, position, builder.mul(size, INT64(2)))
+        dh = vectors.add(vectors.load(at(builder, above, first_unit)), vectors.load(at(builder, from_next, first_unit)))
         one = vectors.constant(1.0)
         multiply, subtract = vectors.multiply, builder.fsub
         dho = multiply(dh, o)
@@ -144,7 +184,7 @@ def backward_cell(
         return context.get_dummy_value()
 
     number = types.int64
-    return types.void(number, number, number, number, *[ADDRESS] * 6, lanes), emit
+    return types.void(number, number, number, number, *[ADDRESS] * 4, lanes), emit
 
 
 @intrinsic(prefer_literal=True)
