@@ -68,25 +68,22 @@ SLOT_BYTES = 8 * SLOT_FIELDS
 
 @njit
 def step_forward(slots, num_active, weights, num_panels, size, ahead, states, records):
-    """One step of the first `num_active` slots, in tiles of nearly equal numbers of rows."""
-    num_tiles = (num_active + ROWS - 1) // ROWS
-    first_slot = slots.ctypes.data
+    """One step of the first `num_active` slots, tile by tile."""
     for panel in range(num_panels):
         unit = panel * LANES
-        begin = 0
-        for n in range(num_tiles):
-            end = num_active * (n + 1) // num_tiles
-            at = first_slot + begin * SLOT_BYTES
+        n = 0
+        while n < num_active:
+            at, left = slots.ctypes.data + n * SLOT_BYTES, num_active - n
             # Each branch is compiled for its number of rows.
-            if end - begin == ROWS:
+            if left >= ROWS:
                 forward_tile(at, weights, unit, size, ahead, states, records, ROWS, LANES)
-            elif end - begin == 3:
-                forward_tile(at, weights, unit, size, ahead, states, records, 3, LANES)
-            elif end - begin == 2:
+                n += ROWS
+            elif left >= 2:
                 forward_tile(at, weights, unit, size, ahead, states, records, 2, LANES)
+                n += 2
             else:
                 forward_tile(at, weights, unit, size, ahead, states, records, 1, LANES)
-            begin = end
+                n += 1
         weights += size * GATES * LANES * FLOAT_BYTES
 
 
@@ -100,31 +97,21 @@ def multiply(slots, num_slots, weights, count, num_columns):
         n = 0
         while n < num_slots:
             at, left = slots.ctypes.data + n * SLOT_BYTES, num_slots - n
-            if width == 2:
-                if left >= MOST_ROWS:
-                    product_tile(at, weights, count, column, MOST_ROWS, 2, LANES)
-                    n += MOST_ROWS
-                elif left >= 4:
-                    product_tile(at, weights, count, column, 4, 2, LANES)
-                    n += 4
-                elif left >= 2:
-                    product_tile(at, weights, count, column, 2, 2, LANES)
-                    n += 2
-                else:
-                    product_tile(at, weights, count, column, 1, 2, LANES)
-                    n += 1
+            if width == 2 and left >= MOST_ROWS:
+                product_tile(at, weights, count, column, MOST_ROWS, 2, LANES)
+                n += MOST_ROWS
+            elif width == 2 and left >= 2:
+                product_tile(at, weights, count, column, 2, 2, LANES)
+                n += 2
+            elif width == 2:
+                product_tile(at, weights, count, column, 1, 2, LANES)
+                n += 1
             elif left >= 16:
                 product_tile(at, weights, count, column, 16, 1, LANES)
                 n += 16
-            elif left >= 8:
-                product_tile(at, weights, count, column, 8, 1, LANES)
-                n += 8
             elif left >= 4:
                 product_tile(at, weights, count, column, 4, 1, LANES)
                 n += 4
-            elif left >= 2:
-                product_tile(at, weights, count, column, 2, 1, LANES)
-                n += 2
             else:
                 product_tile(at, weights, count, column, 1, 1, LANES)
                 n += 1
