@@ -22,7 +22,7 @@ ROWS_PER_GROUP = 16
 """Rows that a thread computes side by side: enough for a few tiles, and few enough to keep several threads busy. It
 depends on nothing but the rows, so that sums come out the same on any number of threads."""
 
-TOKENS_WORTH_A_THREAD = 1024
+TOKENS_WORTH_A_THREAD = 512
 """Groups that would have fewer tokens than these get more rows: short rows cost little next to the calls."""
 
 GROUP_BYTES = 1 << 27
@@ -69,7 +69,7 @@ class FusedGradients:
         seed: int,
         workers: Executor,
     ) -> None:
-        from attnlstm.training.fused import kernel
+        from attnlstm.training.fused import kernel, tiles
 
         self._config = config = network.config
         self._class_weights = class_weights.astype(np.float64)
@@ -77,7 +77,7 @@ class FusedGradients:
         self._seed = seed
         self._workers = workers
         self._run_group, self._prepare, self._finish = kernel.compile_step()
-        self._new_slots, self._record = kernel.new_slots, kernel.RECORD
+        self._new_slots, self._record = kernel.new_slots, tiles.RECORD
 
         named = dict(network.named_parameters())
         self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
@@ -155,8 +155,11 @@ class FusedGradients:
         return loss
 
     def _plan(self, lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        token_bytes = 4 * self._size * 2 * (9 * self._config.num_layers + 1)
+        """The rows of each group: of like lengths, and nearly as many in each."""
+        token_bytes = 4 * self._size * 2 * ((self._record + 2) * self._config.num_layers + 1)
         max_rows = max(ROWS_PER_GROUP, TOKENS_WORTH_A_THREAD // int(lengths.max()))
+        num_groups = -(-len(lengths) // max_rows)
+        max_rows = -(-len(lengths) // num_groups)
         return list(plan_batches(lengths, max_tokens=GROUP_BYTES // token_bytes, max_rows=max_rows))
 
     def _scratch_of_thread(self, num_rows: int, num_tokens: int) -> tuple[npt.NDArray[np.float32], ...]:

@@ -320,7 +320,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         for direction in range(2):
             multiply_all(
                 slots, len(embedding), embedding.ctypes.data, embedding.shape[1], embedding.shape[1],
-                first_forward[direction].ctypes.data, biases[0, direction].ctypes.data, 0,
+                first_forward[direction].ctypes.data, biases[0, direction].ctypes.data, np.int64(0),
                 table[direction].ctypes.data, table.shape[2], table.shape[2],
             )  # fmt: skip
         folded = np.zeros(len(score_weights))
@@ -389,7 +389,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                 if layer > 0:
                     multiply_all(
                         slots, num_positions, below, width, width, in_forward[layer - 1, direction].ctypes.data,
-                        biases[layer - 1, direction].ctypes.data, 0, of_direction, 4 * size, record,
+                        biases[layer - 1, direction].ctypes.data, np.int64(0), of_direction, 4 * size, record,
                     )  # fmt: skip
                 forward_direction(
                     slots, begins, lengths, no_tokens if layer > 0 else tokens, table[direction].ctypes.data,

@@ -55,6 +55,20 @@ def _unit(builder, record, which, size, unit):
     return at(builder, record, builder.add(builder.mul(size, INT64(which)), unit))
 
 
+def _apart(context, builder, name, args, body):
+    """Call a function with this body, which is compiled once, however often and wherever the tile is used."""
+    module = builder.module
+    if name not in module.globals:
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [arg.type for arg in args]), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block())
+        body(inside, *function.args)
+        inside.ret_void()
+    builder.call(module.globals[name], args)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def fetch(typing, address, num_numbers):
     """Ask for this many float32 from an address on, which need not be anybody's, to be in the cache soon."""
@@ -88,7 +102,7 @@ def forward_tile(typing, slots, weights, first_unit, size, ahead, states, record
     states, records: addresses of position 0, of 2 * size and RECORD * size numbers a position.
     """
 
-    def emit(context, builder, signature, args):
+    def body(builder, *args):
         slots, weights, first_unit, size, ahead, states, records, _, _ = args
         num_rows, num_lanes = rows.literal_value, lanes.literal_value
         vectors = Vectors(builder, num_lanes)
@@ -120,7 +134,9 @@ def forward_tile(typing, slots, weights, first_unit, size, ahead, states, record
                 vectors.store(cell[n], _unit(builder, record, CELL, size, first_unit))
                 vectors.store(tanh[n], _unit(builder, record, TANH, size, first_unit))
                 vectors.store(state[n], at(builder, _at_position(builder, states, positions[r], both), first_unit))
-        return context.get_dummy_value()
+
+    def emit(context, builder, signature, args):
+        return _apart(context, builder, f"training_forward_{rows.literal_value}_{lanes.literal_value}", args, body)
 
     number = types.int64
     return types.void(ADDRESS, ADDRESS, number, number, number, ADDRESS, ADDRESS, rows, lanes), emit
@@ -154,7 +170,7 @@ def backward_cell(typing, position, first_unit, size, ahead, records, from_above
     the gradient of this step's cell, is overwritten with that of the cell before.
     """
 
-    def emit(context, builder, signature, args):
+    def body(builder, *args):
         position, first_unit, size, ahead, *addresses, _ = args
         num_lanes = lanes.literal_value
         vectors = Vectors(builder, num_lanes)
@@ -181,7 +197,9 @@ def backward_cell(typing, position, first_unit, size, ahead, records, from_above
         for gate, gradient in enumerate(gradients):
             vectors.store(gradient, at(builder, gates, gate * num_lanes))
         vectors.store(dcf, at(builder, of_cell, first_unit))
-        return context.get_dummy_value()
+
+    def emit(context, builder, signature, args):
+        return _apart(context, builder, f"training_backward_{lanes.literal_value}", args, body)
 
     number = types.int64
     return types.void(number, number, number, number, *[ADDRESS] * 4, lanes), emit
@@ -194,7 +212,7 @@ def product_tile(typing, slots, weights, count, first_column, rows, width, lanes
     slots: address of the first. weights: address of float32 (count, width, lanes). first_column: of START and TO.
     """
 
-    def emit(context, builder, signature, args):
+    def body(builder, *args):
         slots, weights, count, first_column = args[:4]
         num_rows, num_vectors, num_lanes = (each.literal_value for each in (rows, width, lanes))
         vectors = Vectors(builder, num_lanes)
@@ -212,7 +230,11 @@ def product_tile(typing, slots, weights, count, first_column, rows, width, lanes
         for n, total in enumerate(sums):
             row, v = divmod(n, num_vectors)
             vectors.store(total, at(builder, at(builder, results[row], first_column), v * num_lanes))
-        return context.get_dummy_value()
+
+    def emit(context, builder, signature, args):
+        return _apart(
+            context, builder, f"product_{rows.literal_value}_{width.literal_value}_{lanes.literal_value}", args, body
+        )
 
     number = types.int64
     return types.void(ADDRESS, ADDRESS, number, number, rows, width, lanes), emit
@@ -225,7 +247,7 @@ def outer_tile(typing, inputs, input_width, gradients, gradient_width, count, to
     inputs, gradients, to: addresses of float32; widths: numbers from one position, or row of `to`, to the next.
     """
 
-    def emit(context, builder, signature, args):
+    def body(builder, *args):
         inputs, input_width, gradients, gradient_width, count, to, to_width = args[:7]
         num_rows, num_lanes = rows.literal_value, lanes.literal_value
         vectors = Vectors(builder, num_lanes)
@@ -246,7 +268,9 @@ def outer_tile(typing, inputs, input_width, gradients, gradient_width, count, to
         sums = repeat(builder, count, [vectors.load(place) for place in places], one_position)
         for total, place in zip(sums, places, strict=True):
             vectors.store(total, place)
-        return context.get_dummy_value()
+
+    def emit(context, builder, signature, args):
+        return _apart(context, builder, f"training_outer_{rows.literal_value}_{lanes.literal_value}", args, body)
 
     number = types.int64
     return types.void(ADDRESS, number, ADDRESS, number, number, ADDRESS, number, rows, lanes), emit
