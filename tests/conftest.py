@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
-from servers import end_shared_servers, shared_server
+from servers import drain_prefect, end_shared_servers, shared_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -60,16 +60,13 @@ def pytest_unconfigure() -> None:
 def prefect_server() -> Iterator[str]:
     """The Prefect server of the run, which began with an empty database; its URL, for subprocesses."""
     from prefect.context import _temporary_global_settings_context, get_settings_context
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     url = f"http://{shared_server('prefect', RUN, OWNER)}/api"
     # As Prefect's own harness for tests does it, for a server that others use as well.
     with temporary_settings({PREFECT_API_URL: url}), _temporary_global_settings_context(get_settings_context()):
         yield url
-        APILogWorker.drain_all()
-        EventsWorker.drain_all()
+        drain_prefect()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from filelock import FileLock
 Kind = Literal["prefect", "s3"]
 
 _START_S = 180  # of a busy machine: Prefect's server imports for some seconds and then migrates its database
+_DRAIN_S = 60
 _LOOK_S = 1.0  # between two looks at whether the run of the tests is still there
 
 
@@ -84,6 +85,18 @@ def end_shared_servers(run: Path) -> None:
     for known in run.glob("*.json"):
         with suppress(ProcessLookupError):
             os.kill(json.loads(known.read_text())["pid"], 9)
+
+
+def drain_prefect() -> None:
+    """Send the logs and events of this process that wait in the background, while the server they are for is there.
+
+    Those of a server that is gone would be tried again for ever, so that the wait has an end.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=_DRAIN_S)
+    EventsWorker.drain_all(timeout=_DRAIN_S)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> None:

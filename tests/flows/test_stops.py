@@ -24,7 +24,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from builders import Files, scored_files, write_random_rows
 from flows.classify import classify
-from servers import Server, children_of, wait_until
+from servers import Server, children_of, drain_prefect, wait_until
 
 pytestmark = pytest.mark.slow
 outage = pytest.mark.skipif("ATTNLSTM_OUTAGE_SECONDS" not in os.environ, reason="takes long: make outages")
@@ -42,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server("prefect", tmp_path_factory.mktemp("prefect"), os.getpid())
     server.environment["PREFECT_API_URL"] = server.api_url
     yield server
+    drain_prefect()
     server.kill()
 
 
