@@ -4,19 +4,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import httpx
 from prefect import State, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, Completed, Failed
+from prefect.states import Completed, Failed
 
 from flows.classify import classify
 from flows.operations.partition_runs import (
@@ -29,14 +26,13 @@ from flows.operations.partition_runs import (
     plan_partition,
 )
 from flows.orchestration.credentials import refuse_stored_credentials
-from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress
+from flows.orchestration.progress import RunProgress
 from flows.orchestration.report import leave_page
-from flows.orchestration.runners import check_runner, open_workers, run_all
+from flows.orchestration.runners import check_runner, open_workers, run_all, run_on_pool
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.pages.report import report_run
 from flows.settings import BackfillOptions, as_flow
 from storage.input.partitions import Partition
-from storage.input.sources import refuse_nested
 from storage.locations import Location, without_credentials
 from storage.output.layout import Output
 from storage.output.manifests import read_manifest, report_path
@@ -59,10 +55,16 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         raise ValueError(
             f"the runs of {options.fan_out} bring their own runner: leave out --runner {options.runner}, or --fan-out"
         )
-    refuse_nested(Location.parse(options.source), Location.parse(options.output))
     start, end = (at_scheduled_start(value) if value else None for value in (options.start, options.end))
-    partitions = find_partitions(options.source, options.partition, start, end, options.where)
-    ordered = partitions[::-1] if options.newest_first else partitions
+    ordered = find_partitions(
+        options.source,
+        options.output,
+        options.partition,
+        start,
+        end,
+        where=options.where,
+        newest_first=options.newest_first,
+    )
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)  # what is refused is refused here, and not by every run
     if options.dry_run:
@@ -143,25 +145,9 @@ def _here(parameters: dict[str, Any], partition: Partition) -> PartitionRun:
 
 
 def _on_pool(deployment: str, parameters: dict[str, Any], poll_seconds: float, partition: Partition) -> PartitionRun:
-    """A run of classify on a worker of the deployment's pool. It is cancelled if this backfill is stopped."""
-    progress = current_progress.get()
-    assert progress is not None, "partitions run within `showing`"
-    # Not to wait: it could not be told to stop.
-    start = partial(run_deployment, deployment, parameters={"source": partition.place, **parameters}, timeout=0)
-    # A retry of this backfill's run finds the runs that it has started; a new backfill starts its own.
-    key = f"{flow_run.id} {partition.name}"
-    run: Any = start(idempotency_key=key)  # its type allows for a coroutine, which asynchronous code would get
-    if run.state.is_final() and not run.state.is_completed():  # what this retry is for
-        run = start(idempotency_key=f"{key} {flow_run.run_count}")
-    with get_client(sync_client=True) as client:
-        try:
-            while not run.state.is_final():
-                progress.rest(poll_seconds)
-                with suppress(httpx.HTTPError):  # the server is away, and may come back
-                    run = client.read_flow_run(run.id)
-        except RunStoppedError:
-            client.set_flow_run_state(run.id, Cancelling(message="The backfill that it is of was stopped."))
-            raise
+    """A run of classify on a worker of the deployment's pool."""
+    run = run_on_pool(deployment, {"source": partition.place, **parameters}, partition.name, poll_seconds)
+    assert run.state is not None, "it has ended"
     return _ended(partition, run.state, parameters["output"], str(run.id))
 
 

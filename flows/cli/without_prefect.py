@@ -22,7 +22,6 @@ from flows.operations.runs import PlannedRun, ScoringOutcome, name_run, plan_run
 from flows.orchestration.scheduled import fill
 from flows.settings import BackfillOptions, ClassifyOptions, RunnerOptions, ToleranceOptions
 from storage.errors import StorageError
-from storage.input.sources import refuse_nested
 from storage.locations import Location
 from storage.output.layout import Output
 from storage.output.manifests import RunManifest, write_manifest
@@ -50,10 +49,16 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
     if options.fan_out or not (_may_be_up_to_date(options) or (options.dry_run and _is_plain(options))):
         return None
     at_start = partial(fill, scheduled=datetime.now(UTC))
-    refuse_nested(Location.parse(options.source), Location.parse(options.output))
     start, end = (at_start(value) if value else None for value in (options.start, options.end))
-    partitions = find_partitions(options.source, options.partition, start, end, options.where)
-    ordered = partitions[::-1] if options.newest_first else partitions
+    ordered = find_partitions(
+        options.source,
+        options.output,
+        options.partition,
+        start,
+        end,
+        where=options.where,
+        newest_first=options.newest_first,
+    )
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)
     if options.dry_run:

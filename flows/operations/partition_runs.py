@@ -10,6 +10,8 @@ from typing import Any
 
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
+from storage.input.sources import refuse_nested
+from storage.locations import Location
 from storage.output.layout import Output
 from storage.output.plan import Mode, plan_output
 from storage.registry.checkpoints import StoredCheckpoint
@@ -47,14 +49,25 @@ class Ending:
 
 
 def find_partitions(
-    source: str, column: str, start: str | None, end: str | None, where: Sequence[str]
+    source: str,
+    output: str,
+    column: str,
+    start: str | None,
+    end: str | None,
+    *,
+    where: Sequence[str],
+    newest_first: bool,
 ) -> tuple[Partition, ...]:
-    """Raises SourceError if the range has none with any input. where: conditions such as region=eu."""
+    """The partitions of the range, in the order in which they are to be taken. where: conditions such as region=eu.
+
+    Raises SourceError if no partition of the range has any input, OutputError if source and output lie in each other.
+    """
+    refuse_nested(Location.parse(source), Location.parse(output))
     conditions = tuple((name, value) for name, _, value in (each.partition("=") for each in where))
     partitions = PartitionRange(column, start, end, conditions).find(source)
     if not any(each.exists for each in partitions):
         raise SourceError(f"No partition of {source} lies in the range. Check start, end and where.")
-    return partitions
+    return partitions[::-1] if newest_first else partitions
 
 
 def plan_partition(output: Output, stored: StoredCheckpoint, mode: Mode, partition: Partition) -> PartitionRun:

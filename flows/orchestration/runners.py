@@ -1,8 +1,8 @@
-"""What does the work of a run: threads of this process, or processes of a Ray or Dask cluster.
+"""What does the work of a run: threads of this process, processes of a Ray or Dask cluster, or workers of a pool.
 
 Owns the choice of Prefect's task runner, the cluster that is started where no address is given, what of a machine each
-task may use, and the one loop that submits work and waits for it. Knows nothing about shards. Which task goes where,
-and again after a process has died, is left to Ray and Dask.
+task may use, the one loop that submits work and waits for it, and runs that workers of a pool take. Knows nothing about
+shards. Which task goes where, and again after a process has died, is left to Ray and Dask.
 """
 
 import asyncio
@@ -12,19 +12,26 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from attnlstm.engines import Device
 from attnlstm.process import num_cores
-from flows.orchestration.progress import RunProgress, showing
+from flows.orchestration.progress import RunProgress, RunStoppedError, current_progress, showing
 from flows.settings import RunnerName
 
 # By import name; all are in the extra of the runner's name.
@@ -109,6 +116,32 @@ def run_all(
         except BaseException:
             progress.stop()
             raise
+
+
+def run_on_pool(deployment: str, parameters: dict[str, Any], name: str, poll_seconds: float) -> FlowRun:
+    """A run of a deployment on a worker of its pool, when it has ended; it is cancelled if the run around it stops.
+
+    name: of this run among those that the run around it starts. To be called within `showing`.
+    """
+    progress = current_progress.get()
+    assert progress is not None, "runs are waited for within `showing`"
+    # Not to wait: it could not be told to stop.
+    start = partial(run_deployment, deployment, parameters=parameters, timeout=0)
+    # A retry of the run around it finds the runs that it has started; another run starts its own.
+    key = f"{flow_run.id} {name}"
+    run: Any = start(idempotency_key=key)  # its type allows for a coroutine, which asynchronous code would get
+    if run.state.is_final() and not run.state.is_completed():  # what this retry is for
+        run = start(idempotency_key=f"{key} {flow_run.run_count}")
+    with get_client(sync_client=True) as client:
+        try:
+            while not run.state.is_final():
+                progress.rest(poll_seconds)
+                with suppress(httpx.HTTPError):  # the server is away, and may come back
+                    run = client.read_flow_run(run.id)
+        except RunStoppedError:
+            client.set_flow_run_state(run.id, Cancelling(message="The backfill that it is of was stopped."))
+            raise
+    return cast(FlowRun, run)
 
 
 def check_runner(runner: RunnerName, address: str | None) -> None:
