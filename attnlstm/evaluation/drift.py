@@ -128,8 +128,8 @@ class Observed:
         """Count what `other`, of the same reference, has counted."""
         self.num_rows += other.num_rows
         self.confidence += other.confidence
-        for name, count in other.counts.items():
-            self.counts[name] += count
+        # Not in place: counts that a process of a Ray cluster has sent are read-only.
+        self.counts = {name: count + other.counts[name] for name, count in self.counts.items()}
 
 
 @dataclass(frozen=True)

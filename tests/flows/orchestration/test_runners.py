@@ -100,7 +100,7 @@ def _killing_who_writes_to(output: Path) -> Iterator[list[int]]:
 def _kill_one(output: Path) -> list[int]:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if any(file.path.startswith(str(output)) for file in process.openscored_files()):
+            if any(file.path.startswith(str(output)) for file in process.open_files()):
                 process.kill()
                 return [process.pid]
     return []
