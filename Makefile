@@ -31,7 +31,7 @@ demo: .venv/installed ## Sample real files, train on them, classify them (a few 
 	  echo "'make demo' goes on from where it was; 'rm -r demo' first starts it afresh." >&2; \
 	  exit $$status; }
 
-bench: .venv/installed-bench ## Measure speed against other ways to do it (about an hour); renews the README's table
+bench: .venv/installed-bench ## Measure speed against other ways to do it (two hours or more); renews the READMEs' tables
 	@$(BIN)/python tests/benchmarks/run.py --folder bench --results tests/benchmarks/results
 
 growth: .venv/installed-bench ## Ten thousand to ten million rows: time and memory
