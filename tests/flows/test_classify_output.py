@@ -203,7 +203,7 @@ def test_predictions_of_integer_labels_can_be_compared_with_the_labels(prefect_s
     assert classified.is_completed(), classified.message
     frame = storage.open_predictions(output).collect()
     assert (frame.height, frame.schema["prediction"]) == (123, pl.Int64)
-    (manifest,) = (json.loads(path.read_text()) for path in Path(output, "runs").iterdir())
+    (manifest,) = (json.loads(path.read_text()) for path in Path(output, "runs").glob("*.json"))
     equal = frame.select((pl.col("label").cast(pl.Int64) == pl.col("prediction")).mean()).item()
     assert manifest["evaluation"]["accuracy"] == pytest.approx(equal)
 
