@@ -39,6 +39,7 @@ class PredictionsFile:
     """A predictions file: name below `predictions/`, and what its footer says.
 
     first: place of its first row among all rows that are counted. file, first_row: its input file, and where in it.
+    label_type: of the column of labels, "" without one; label: that of all rows, where it is a partition.
     """
 
     name: str
@@ -49,7 +50,8 @@ class PredictionsFile:
     fingerprint: str
     checkpoint: str
     classes: tuple[str, ...]
-    kinds: tuple[str, ...]
+    label_type: str
+    label: str | None
 
     @property
     def partition(self) -> str:
@@ -211,7 +213,8 @@ def _describe(name: str, footer: Footer, first: int, label_column: str | None) -
             stamp["fingerprint"],
             stamp["checkpoint"],
             tuple(map(str, classes_in(footer))),
-            (str(schema.field("prediction").type), label),
+            label,
+            partition_values(name).get(label_column or ""),
         )
     except (KeyError, ValueError, TypeError):
         return "not written by attnlstm"
@@ -223,15 +226,14 @@ def _open(
     """All rows with the columns that are counted: place, path, prediction, label, score, num_tokens, ..."""
     frames = []
     # Files in which a column is of another type are scanned apart, and cast to be counted together.
-    for (_, label), group in groupby(files, key=lambda file: file.kinds):
+    for (label_type, label), group in groupby(files, key=lambda file: (file.label_type, file.label)):
         alike = list(group)
         frame = scan_predictions_files(output, [file.name for file in alike], alike[0].first)
-        if label and label_column:
+        text = pl.lit(label, pl.String)
+        if label_type and label_column:
             # By a selector, since a name may read like a pattern; under its own name it may be called like ours.
             text = cs.by_name(label_column).cast(pl.String).str.slice(0, _LONGEST_TEXT)
-            known = pl.when(text.is_in(classes)).then(text).when(text.is_not_null()).then(pl.lit(OTHER)).alias("label")
-        else:
-            known = pl.lit(None, pl.String).alias("label")
+        known = pl.when(text.is_in(classes)).then(text).when(text.is_not_null()).then(pl.lit(OTHER)).alias("label")
         frames.append(
             frame.select(
                 pl.col(PLACE).alias("place"),

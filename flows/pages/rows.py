@@ -74,7 +74,8 @@ def _rows_of(
 ) -> Iterator[Row]:
     positions = [place - file.first for place in places]
     label_column = output.settings.also.get("label_column")
-    names = ["id", "prediction", "score", "probabilities", "error", *([label_column] if label_column else [])]
+    labels = [str(label_column)] if file.label_type else []
+    names = ["id", "prediction", "score", "probabilities", "error", *labels]
     predictions = _pick(output.predictions(file.name), positions, names)
     if isinstance(predictions, str):
         return
@@ -89,7 +90,7 @@ def _rows_of(
             limit = output.settings.max_tokens
             shaded = shade(content, weights, where, num_scored=min(limit, len(content)) if limit else None)
         prediction = None if record["prediction"] is None else str(record["prediction"])
-        label = record[label_column] if label_column else None
+        label = record[label_column] if file.label_type else file.label
         yield Row(
             file=file.file,
             row=file.first_row + positions[i],

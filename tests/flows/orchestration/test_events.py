@@ -91,6 +91,7 @@ def test_run_that_completed_tells_of_its_output_and_what_it_counted(
         "tokens_per_second": 2000,
         "evaluation": {"accuracy": 0.75},
         "drifted": ["tokens"],
+        "passed_over": 0,
     }
 
 

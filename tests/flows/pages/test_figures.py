@@ -133,6 +133,17 @@ def test_files_with_other_classes_and_types_are_counted_together(write: Callable
     assert figures.confusion == {("x", "x"): 1, ("x", "y"): 1, ("7", "x"): 1, ("y", "x"): 1, (OTHER, "y"): 1}
 
 
+def test_labels_may_be_partitions(write: Callable[..., Path], tmp_path: Path) -> None:
+    names = ["label=x/a.parquet", "label=y/a.parquet", "label=__HIVE_DEFAULT_PARTITION__/a.parquet"]
+    for name in names:
+        write(name)
+
+    figures = count_predictions(str(tmp_path), names, label_column="label", num_picks=20)
+
+    assert figures.confusion == {("x", "x"): 1, ("x", "y"): 1, ("y", "x"): 1, ("y", "y"): 1}
+    assert len(figures.picks["wrong"]) == 2
+
+
 @pytest.mark.parametrize("name", ["^label.*$", "place", "path", "<b>", "*", "label"])
 def test_label_column_may_have_any_name(write: Callable[..., Path], tmp_path: Path, name: str) -> None:
     write("a.parquet", **{name: ["x", "x", "y"], "label of another": ["y", "y", "y"]})
