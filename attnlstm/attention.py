@@ -86,7 +86,7 @@ def summed_attention(
     v = heads(value, weight_v, bias_v)
     # One more feature, 1 in queries and the lowest float in padding's keys, and the product has the mask in it.
     mask_of_heads = mask.repeat_interleave(N, 0)  # (BN, T)
-    penalty = torch.where(mask_of_heads, 0.0, torch.finfo(k.dtype).min).to(k.dtype)
+    penalty = torch.zeros_like(mask_of_heads, dtype=k.dtype).masked_fill(~mask_of_heads, torch.finfo(k.dtype).min)
     q = F.pad(q, (0, 1), value=1.0)
     k = torch.cat((k, penalty.unsqueeze(-1)), dim=-1).transpose(1, 2).contiguous()
     is_query = mask_of_heads.to(q.dtype).unsqueeze(1)

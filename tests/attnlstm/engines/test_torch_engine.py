@@ -31,7 +31,7 @@ def check_close(found: Scores, expected: Scores, atol: float) -> None:
 def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: AttentionLSTM) -> None:
     network.config = replace(network.config, temperature=1.7)
     rows = make_rows(LENGTHS)
-    check_scores(network, TorchEngine(network, "cpu", threads=2).score(*rows), *rows, 1e-5, torch.float32)
+    check_scores(network, TorchEngine(network, "cpu", threads=2).score(*rows), *rows, 1e-5)
 
 
 def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel() -> None:
