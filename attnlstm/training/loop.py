@@ -23,6 +23,7 @@ from attnlstm.evaluation.calibration import fit_temperature
 from attnlstm.network import AttentionLSTM
 from attnlstm.process import keep_freed_memory, num_cores, worker_threads
 from attnlstm.training.fused import why_not_fused
+from attnlstm.training.optimizer import AdamW
 from attnlstm.training.rows import (
     LabelledSequences,
     balancing_weights,
@@ -94,11 +95,9 @@ def train(
     network = _start(config, network, settings.seed)
     network.to(device).train()
     steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=0.0,
         weight_decay=weight_decay(settings, steps_per_epoch),
-        fused=True,
     )
 
     schedule = Schedule(settings, steps_per_epoch)

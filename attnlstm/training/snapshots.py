@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from attnlstm.training.optimizer import AdamW
 from attnlstm.training.schedule import Pace
 
 FORMAT = 2
@@ -78,17 +78,13 @@ class Snapshot:
     fused: bool
 
 
-def to_bytes(snapshot: Snapshot, network: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> bytes:
+def to_bytes(snapshot: Snapshot, network: nn.Module, optimizer: AdamW, digest: str) -> bytes:
     """digest: of all that must be the same for this snapshot to be gone on from."""
     groups = {
         "network": network.state_dict(),
         "best": snapshot.best.weights if snapshot.best else {},
         "validation": {"logits": snapshot.best.logits} if snapshot.best else {},
-        "optimizer": {
-            f"{index}.{name}": tensor
-            for index, state in optimizer.state_dict()["state"].items()
-            for name, tensor in state.items()
-        },
+        "optimizer": optimizer.moments(),
     }
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
@@ -107,7 +103,7 @@ def to_bytes(snapshot: Snapshot, network: nn.Module, optimizer: torch.optim.Opti
     return safetensors.torch.save(tensors, metadata={"training": json.dumps(state)})
 
 
-def restore(data: bytes, network: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> Snapshot:
+def restore(data: bytes, network: nn.Module, optimizer: AdamW, digest: str) -> Snapshot:
     """The snapshot, with its weights in the network and its moments in the optimizer.
 
     Raises ValueError if the bytes are no snapshot, or one of another training.
@@ -128,11 +124,7 @@ def restore(data: bytes, network: nn.Module, optimizer: torch.optim.Optimizer, d
         )
     groups = _grouped(tensors)
     network.load_state_dict(groups["network"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups.get("optimizer", {}).items():
-        index, _, kind = name.partition(".")
-        moments.setdefault(int(index), {})[kind] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load(groups["optimizer"])
     best = None
     if state["best_score"] is not None:
         best = Best(groups["best"], state["best_score"], groups["validation"]["logits"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from attnlstm.batching import pad, plan_batches
 from attnlstm.network import AttentionLSTM
 from attnlstm.training.fused import FusedGradients
+from attnlstm.training.optimizer import AdamW
 from attnlstm.training.rows import LabelledSequences
 from attnlstm.training.settings import Precision
 
@@ -41,7 +42,7 @@ class Stepper:
     def __init__(
         self,
         network: AttentionLSTM,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         *,
         class_weights: npt.NDArray[np.float32],
         clip_norm: float,
@@ -67,7 +68,7 @@ class Stepper:
 
     def take(self, batch: LabelledSequences, step: int, learning_rate: float) -> Tensor:
         """One step. Returns the batch's mean loss before it, on the device, so that nobody waits for it."""
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._optimizer.learning_rate = learning_rate
         if self._fused:
             total = torch.tensor(self._fused.compute(batch, step), dtype=torch.float64)
         else:

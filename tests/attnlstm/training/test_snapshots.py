@@ -1,5 +1,6 @@
 """A training that goes on from any snapshot ends with the bits of one that was never stopped."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -53,6 +54,23 @@ def test_threads_and_time_limit_may_differ(undisturbed: Undisturbed) -> None:
     settings = replace(SETTINGS, threads=1, max_seconds=1e6)
     resumed = train(CONFIG, settings, *rows, resume_from=snapshots[12])
     assert to_files(resumed.network) == to_files(result.network)
+
+
+def test_a_snapshot_from_before_the_compiled_step_goes_on_with_torch(
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, *rows = undisturbed
+    snapshots: list[bytes] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "why_not_fused", lambda network: "it was not there")
+        expected = train(CONFIG, SETTINGS, *rows, on_snapshot=snapshots.append)
+    tensors = safetensors.torch.load(snapshots[1])
+    header = json.loads(snapshots[1][8 : 8 + int.from_bytes(snapshots[1][:8], "little")])["__metadata__"]["training"]
+    state = json.loads(header)
+    del state["fused"]
+    old = safetensors.torch.save(tensors, metadata={"training": json.dumps(state)})
+    resumed = train(CONFIG, SETTINGS, *rows, resume_from=old)
+    assert to_files(resumed.network) == to_files(expected.network)
 
 
 def test_a_snapshot_of_another_training_is_refused(undisturbed: Undisturbed) -> None:
