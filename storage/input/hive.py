@@ -14,10 +14,18 @@ _PARTITION = re.compile(r"[^/=]+=[^/]*")
 def partition_values(relative: str) -> dict[str, str | None]:
     """The partition columns in a file's relative name: `date=2026-11-01/part-0.parquet` gives `{"date": "2026-11-01"}`.
 
-    A null is None.
+    A null is None. Escapes that are not UTF-8, such as `%FC`, stay as they are.
     """
     parts = (part.partition("=") for part in relative.split("/")[:-1] if _PARTITION.fullmatch(part))
-    return {unquote(key): None if value == _NULL else unquote(value) for key, _, value in parts}
+    return {unescaped(key): None if value == _NULL else unescaped(value) for key, _, value in parts}
+
+
+def unescaped(text: str) -> str:
+    """A name or value without its escapes, unless what they stand for is not UTF-8: several would become the same."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
 
 
 def split_partitions(path: str, *, is_folder: bool) -> tuple[str, str]:

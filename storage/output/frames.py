@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,15 +16,26 @@ import polars as pl
 
 from storage.errors import FileError, OutputError
 from storage.footers import FOOTER_READERS, read_footer
-from storage.input.hive import partition_values
+from storage.input.hive import partition_values, unescaped
 from storage.locations import Location, without_credentials
-from storage.output.layout import ATTENTION, PREDICTIONS, classes_in
+from storage.output.layout import ATTENTION, PREDICTIONS, Stamp, classes_in, stamp_in
+
+# Decimal digits that a float64 tells apart.
+_FLOAT_DIGITS = 15
+
+
+def _as_floats(values: pl.Series) -> pl.Series:
+    """Raises PolarsError if a value has so many digits that another one might become the same float."""
+    if values.str.count_matches(r"\d").cast(pl.Int64).max() > _FLOAT_DIGITS:  # type: ignore[operator]
+        raise pl.exceptions.InvalidOperationError(f"more than {_FLOAT_DIGITS} digits")
+    return values.cast(pl.Float64)
+
 
 # The types that a partition's values may have together: what each value of it looks like, and how it is read. Polars
 # takes the same. All else is text.
 _PARTITION_TYPES: tuple[tuple[str, Callable[[pl.Series], pl.Series]], ...] = (
-    (r"-?\d{1,18}", lambda values: values.cast(pl.Int64)),
-    (r"-?\d*\.?\d+", lambda values: values.cast(pl.Float64)),
+    (r"-?\d+", lambda values: values.cast(pl.Int64)),
+    (r"-?\d*\.?\d+", _as_floats),
     (r"true|false", lambda values: values == "true"),
     (r"\d{4}-\d\d?-\d\d?", lambda values: values.str.to_date("%Y-%m-%d")),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?", lambda values: values.str.to_datetime(time_unit="us")),
@@ -47,10 +58,12 @@ def open_predictions(output: str | os.PathLike[str]) -> pl.LazyFrame:
 def open_attention(output: str | os.PathLike[str]) -> pl.LazyFrame:
     """The predictions with the attention weights of each row beside them: `weights`, and `positions` for top:K.
 
-    The two are put side by side by position, so ids need not be unique. Raises OutputError if no attention was saved.
+    The two are put side by side by position, shard by shard, so ids need not be unique. Raises OutputError if no
+    attention was saved, or if that of a shard is missing or of another making than its predictions.
     """
-    attention = _Part.of(output, ATTENTION).frame().select(pl.col("^weights$|^positions$"))
-    return pl.concat([open_predictions(output), attention], how="horizontal")
+    predictions, attention = _Part.of(output, PREDICTIONS), _Part.of(output, ATTENTION)
+    beside = attention.of_the_same_making(predictions).frame().select(pl.col("^weights$|^positions$"))
+    return pl.concat([predictions.frame(), beside], how="horizontal")
 
 
 def scan_predictions_files(output: str, names: Sequence[str], first_row: int = 0) -> pl.LazyFrame:
@@ -82,13 +95,18 @@ def class_names(output: str | os.PathLike[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _File:
-    """address: as Polars takes it. partitions: column and value. columns: names and types. classes: of predictions."""
+    """name: below its folder. address: as Polars takes it. partitions: column and value. columns: names and types.
 
+    classes: of predictions. stamp: what the file was made from.
+    """
+
+    name: str
     address: str
     partitions: dict[str, str | None]
     is_plain: bool
     columns: str
     classes: tuple[str, ...]
+    stamp: Stamp | None
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -119,6 +137,18 @@ class _Part:
         with ThreadPoolExecutor(FOOTER_READERS) as pool:
             files = tuple(pool.map(lambda name: _open(folder, root, name), names))
         return cls(files, options, _merged({file.classes: None for file in files}))
+
+    def of_the_same_making(self, predictions: "_Part") -> "_Part":
+        """The files of attention that belong to these of predictions, in their order; others are not committed yet."""
+        beside = {file.name: file for file in self.files}
+        for file in predictions.files:
+            if file.name not in beside or beside[file.name].stamp != file.stamp:
+                why = "is of another making" if file.name in beside else "is missing"
+                raise OutputError(
+                    f"The attention of {file.name} {why}, so it can't be put beside its predictions: a run is on, or "
+                    "one was stopped between the two. Run classify again; it scores what is missing."
+                )
+        return replace(self, files=tuple(beside[file.name] for file in predictions.files))
 
     def frame(self) -> pl.LazyFrame:
         names = list(dict.fromkeys(name for file in self.files for name in file.partitions))
@@ -162,9 +192,11 @@ def _open(folder: Location, root: str, name: str) -> _File:
     partitions = partition_values(name)
     parts = [part.partition("=") for part in f"{root}/{name}".split("/")[:-1] if "=" in part]
     # Polars reads the whole path, the output's own as well, and takes some names otherwise.
-    is_plain = [key for key, _, _ in parts] == list(partitions) and all(v and "=" not in v for _, _, v in parts)
+    is_plain = [key for key, _, _ in parts] == list(partitions) and all(
+        value and "=" not in value and ("%" not in value or unescaped(value) != value) for _, _, value in parts
+    )
     columns = footer.schema.remove_metadata().to_string(show_field_metadata=False)
-    return _File(f"{root}/{name}", partitions, is_plain, columns, classes_in(footer))
+    return _File(name, f"{root}/{name}", partitions, is_plain, columns, classes_in(footer), stamp_in(footer))
 
 
 def _merged(all_classes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

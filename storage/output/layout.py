@@ -322,11 +322,18 @@ def _parse(root: Location, content: bytes) -> dict[str, Any]:
 def read_stamp(location: Location) -> Stamp | None:
     """The stamp of a file of the output; None if there is no whole file of ours."""
     try:
-        text = read_footer(location).key_values.get(STAMP_KEY)
-        fields = json.loads(text) if text else {}
+        return stamp_in(read_footer(location))
+    except (FileError, FileNotFoundError):
+        return None
+
+
+def stamp_in(footer: Footer) -> Stamp | None:
+    """The stamp in a footer; None if it is of no file of ours."""
+    try:
+        fields = json.loads(footer.key_values[STAMP_KEY])
         names = [name for name in Stamp.__dataclass_fields__ if name != "num_errors"]
         return Stamp(**{name: fields[name] for name in names}, num_errors=fields.get("num_errors"))
-    except (FileError, FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

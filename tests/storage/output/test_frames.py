@@ -73,6 +73,10 @@ def test_partitions_in_the_outputs_own_path_are_none_of_its_columns(
         (["2026-02-30"], ["2026-02-30"]),
         (["1", "__HIVE_DEFAULT_PARTITION__"], [1, None]),
         (["1", "a"], ["1", "a"]),
+        ([str(2**63 - 1), str(2**63 - 2)], [2**63 - 1, 2**63 - 2]),
+        ([str(2**64), str(2**64 + 1)], [str(2**64), str(2**64 + 1)]),
+        ([f"0.{'1' * 16}1", f"0.{'1' * 16}2"], [f"0.{'1' * 16}1", f"0.{'1' * 16}2"]),
+        (["%FC", "%FD", "a%2Fb"], ["%FC", "%FD", "a/b"]),
         (["x=1", "a%20b"], ["x=1", "a b"]),
         (["", "07%3A00"], ["", "07:00"]),
     ],
@@ -93,6 +97,25 @@ def test_partitions_are_read_as_what_all_their_values_are(
     assert [type(value) for value in found if value is not None] == [type(expected[0])] * (
         len(found) - found.count(None)
     )
+
+
+def test_attention_is_only_put_beside_the_predictions_that_it_was_made_with(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    for name in "abc":
+        put(f"{name}.parquet", id=[f"{name}0", f"{name}1"])
+    score(data, output)
+    places = {name: Path(output.attention(f"{name}.parquet").path) for name in "abc"}
+    Path(output.predictions("b.parquet").path).unlink()  # as if a run had been killed between the two
+    attended = rows(storage.open_attention(output.root.path), "id", "weights")
+    alone = pl.concat([pl.read_parquet(places[name]) for name in "ac"])
+    assert attended == alone.select("id", "weights").rows()
+    shutil.copy(places["a"], places["c"])
+    with pytest.raises(OutputError, match=r"^The attention of c\.parquet is of another making, so it can't be put"):
+        storage.open_attention(output.root.path)
+    places["c"].unlink()
+    with pytest.raises(OutputError, match=r"^The attention of c\.parquet is missing, so it can't be put"):
+        storage.open_attention(output.root.path)
 
 
 def test_probabilities_of_several_checkpoints_are_brought_together_by_class(
