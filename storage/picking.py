@@ -25,7 +25,7 @@ def pick_rows(location: Location, rows: Sequence[int], columns: Sequence[str]) -
         try:
             parquet = pq.ParquetFile(file, pre_buffer=False)
             fields = [require_column(parquet.schema_arrow, name, "columns") for name in columns]
-            taken = [pa.schema(fields).empty_table()] if not len(wanted) else []
+            taken = [pa.Table.from_batches([], pa.schema(fields))] if not len(wanted) else []
             first = 0
             for group in range(parquet.metadata.num_row_groups):
                 end = first + parquet.metadata.row_group(group).num_rows

@@ -57,7 +57,8 @@ def read_shard(
         yield _complete(table, names, columns, shard.file, first + num_rows)
         num_rows += table.num_rows
     if not num_rows:
-        empty = pa.schema([require_column(footer.schema, name, "columns") for name in names]).empty_table()
+        schema = pa.schema([require_column(footer.schema, name, "columns") for name in names])
+        empty = pa.Table.from_batches([], schema)
         yield _complete(empty, names, columns, shard.file, first)
     if num_rows != shard.num_rows:
         raise FileError(f"damaged: its footer promises {shard.num_rows:,} rows and {num_rows:,} could be read")

@@ -8,6 +8,8 @@ file; everything else takes some 40 bytes a row.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
 from itertools import compress
 from typing import Any
 
@@ -310,9 +312,13 @@ def _contents(values: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -
 
 
 def _texts(groups: pa.ChunkedArray, name: str, first_row: int) -> list[bytes | None]:
-    """What a group is known by, None for a null: the text of its value, which strings of any bytes have."""
+    """What a group is known by, None for a null: the text of its value, which strings of any bytes have.
+
+    One group is spelled alike whatever type a file has for it: bytes as text; 7.0, as pandas has integers beside nulls,
+    as 7; and midnight, as pandas has dates, as the day.
+    """
     kind = groups.type.value_type if pt.is_dictionary(groups.type) else groups.type
-    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
+    if _is_bytes(kind):
         texts: list[bytes | None] = groups.cast(kind).cast(pa.large_binary()).to_pylist()
         return texts
     texts = []
@@ -324,8 +330,19 @@ def _texts(groups: pa.ChunkedArray, name: str, first_row: int) -> list[bytes | N
                 f"column {name!r} (group_column) has a value of type {kind} in row {first_row + len(texts)} that can't "
                 f"be read ({first_line(error)}); a group is best a string or an integer"
             ) from None
-        texts.append(None if value is None else str(value).encode())
+        texts.append(None if value is None else _spelled(value).encode())
     return texts
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    texts = (pt.is_string, pt.is_large_string, pt.is_string_view)
+    return any(check(kind) for check in (*texts, pt.is_binary, pt.is_large_binary, pt.is_binary_view))
+
+
+def _spelled(group: Any) -> str:
+    if isinstance(group, float | Decimal) and group == group // 1:  # not so for NaN
+        return str(int(group))
+    return str(group).removesuffix(" 00:00:00") if isinstance(group, datetime) else str(group)
 
 
 def _split_by(num_grouped: int, num_rows: int) -> str:

@@ -68,7 +68,8 @@ def types_from_record(record: Mapping[str, Any]) -> dict[str, pa.DataType]:
 def as_read_back(types: Types) -> dict[str, pa.DataType]:
     """The types that a Parquet file of such columns is read with, such as milliseconds for seconds."""
     file = pa.BufferOutputStream()
-    pq.write_table(pa.schema(dict(types)).empty_table(), file)
+    # Not by `empty_table`, which has no arrays of lists of extensions, such as DuckDB's lists of UUIDs.
+    pq.write_table(pa.Table.from_batches([], pa.schema(dict(types))), file)
     return {column.name: column.type for column in pq.read_schema(pa.BufferReader(file.getvalue()))}
 
 
@@ -151,6 +152,11 @@ def _readable(kind: pa.DataType) -> pa.DataType:
         return pa.timestamp(kind.unit, "UTC")
     if pt.is_struct(kind):
         return pa.struct([each.with_type(_readable(each.type)) for each in kind])
+    if pt.is_map(kind):
+        key, item = (each.with_type(_readable(each.type)) for each in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, kind.keys_sorted)
+    if pt.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_readable(kind.value_type)), kind.list_size)
     lists = {pt.is_list: pa.list_, pt.is_list_view: pa.list_, pt.is_large_list: pa.large_list}
     for check, make in (lists | {pt.is_large_list_view: pa.large_list}).items():
         if check(kind):

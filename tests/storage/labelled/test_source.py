@@ -1,7 +1,9 @@
 """Labelled rows for training: classes in order, sides by group or content, and what was left out counted."""
 
+import math
 from collections.abc import Callable, Iterable
-from datetime import date
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +75,14 @@ GROUPS = [f"g{number // 4}".encode() for number in range(200)]
         (None, TOKENS, "content"),
         (["g", None], [b"g", TOKENS[1]], "group and content"),
         ([7, 8], [b"7", b"8"], "group"),
-        (pa.array([b"\xff", b"\xfe"]), [rb"b'\xff'", rb"b'\xfe'"], "group"),
+        (pa.array([b"\xff", b"\xfe"]), [b"\xff", b"\xfe"], "group"),
         (text(b"\xff", b"g"), [b"\xff", b"g"], "group"),
         (pa.array(["g", "h"]).dictionary_encode(), [b"g", b"h"], "group"),
         ([[1], [2]], [b"[1]", b"[2]"], "group"),
+        ([7.0, None, 0.5, math.nan], [b"7", TOKENS[1], b"0.5", b"nan"], "group and content"),
+        ([Decimal(f"{number}.00") for number in range(20)], [b"%d" % number for number in range(20)], "group"),
+        ([datetime(2026, 11, day) for day in range(1, 21)], [b"2026-11-%02d" % day for day in range(1, 21)], "group"),
+        ([datetime(2026, 11, 1, 7)] * 2, [b"2026-11-01 07:00:00"] * 2, "group"),
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import duckdb
 import pandas as pd
@@ -25,6 +26,7 @@ from storage.output.verification import verify_output
 
 BERLIN = pa.timestamp("us", "Europe/Berlin")
 WORDS = pa.dictionary(pa.int32(), pa.string())
+LISTS = pa.list_(pa.binary(16))
 
 
 Made = Callable[..., str]
@@ -178,6 +180,33 @@ def test_what_is_kept_can_be_read_by_other_readers(
     assert pl.read_parquet(place)["x"].to_list() == [expected]
     assert duckdb.sql(f"SELECT x FROM '{place}'").fetchall() == [(expected,)]
     assert len(pd.read_parquet(place)["x"]) == 1
+    assert problems(data, output) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([[0, None]], lambda time: pa.list_(time, 2)),
+        ([[("a", 0), ("b", None)]], lambda time: pa.map_(pa.string(), time)),
+        ([[{"a": [0]}]], lambda time: pa.list_(pa.struct({"a": pa.list_(time)}))),
+    ],
+)
+def test_what_polars_cannot_read_is_found_within_other_types(
+    values: list[object], kind: Callable[[pa.DataType], pa.DataType], data: Path, output: Output, made: Made
+) -> None:
+    place = made("a.parquet", [b"a"], x=pa.array(values, kind(pa.timestamp("us", "+05:30"))))
+    expected = pa.array(values, kind(pa.timestamp("us", "UTC")))
+    assert pq.read_table(place)["x"].combine_chunks().cast(expected.type).equals(expected)
+    assert "UTC" in str(pl.read_parquet(place)["x"].dtype)
+    assert problems(data, output) == []
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_lists_of_uuids_are_kept(rows: int, data: Path, output: Output, made: Made) -> None:
+    ids = [[UUID(int=1)], None][:rows]
+    stored = pa.array([None if each is None else [value.bytes for value in each] for each in ids], LISTS)
+    place = made("a.parquet", [b"a", b"b"][:rows], x=stored.cast(pa.list_(pa.uuid())))
+    assert duckdb.sql(f"SELECT x FROM '{place}'").fetchall() == [(each,) for each in ids]
     assert problems(data, output) == []
 
 
