@@ -66,7 +66,7 @@ class Columns:
         for name in kept:
             require_column(schema, name, "keep")
         names = [self.tokens, *kept]
-        if find_column(schema, self.id) or (self.id not in partitions and self.id != "id"):
+        if has_column(schema, self.id) or (self.id not in partitions and self.id != "id"):
             kind = require_column(schema, self.id, "id_column").type
             if pt.is_nested(kind):
                 raise FileError(f"column {self.id!r} has type {kind}; an id must be a scalar, such as an integer")
@@ -86,7 +86,7 @@ class Columns:
 
     def overlooked_id(self, schema: pa.Schema) -> str | None:
         """A column such as `ID` in a file without `id`, which might be meant and is not read."""
-        if self.id != "id" or find_column(schema, "id"):
+        if self.id != "id" or has_column(schema, "id"):
             return None
         return next((name for name in schema.names if name.casefold() == "id" and name not in self.keep), None)
 
@@ -124,6 +124,11 @@ def find_column(schema: pa.Schema, name: str) -> pa.Field | None:
         more, dot, rest = rest.partition(".")
         head = f"{head}.{more}"
     return None
+
+
+def has_column(schema: pa.Schema, name: str) -> bool:
+    """Whether there is such a column, if only for `require_column` to refuse it because there are several."""
+    return name in schema.names or find_column(schema, name) is not None
 
 
 def require_column(schema: pa.Schema, name: str, role: str) -> pa.Field:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 
 _SEPARATED = re.compile(
-    r"(?P<year>\d{4})[-/](?P<month>\d{1,2})(?:[-/](?P<day>\d{1,2})"
+    r"(?P<year>\d{4})[-/_](?P<month>\d{1,2})(?:[-/_](?P<day>\d{1,2})"
     r"(?:(?:[T_-]|\s+)(?P<hour>\d{1,2})(?:[:.-]?(?P<minute>\d{2})(?:[:.-]?(?P<second>\d{2})(?:[.,]\d+)?)?)?"
     r"\s*(?P<zone>Z|UTC|[+-]\d{2}(?::?\d{2})?)?)?)?",
     re.ASCII,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
+from itertools import takewhile
 from typing import Any
 
 from storage.errors import SourceError
@@ -230,7 +231,7 @@ def _columns(column: str, there: Collection[str]) -> tuple[str, ...]:
     if column in there:
         return (column,)
     if column == "date" and "year" in there:
-        return tuple(part for part in _DATE_PARTS if part in there)
+        return tuple(takewhile(there.__contains__, _DATE_PARTS))  # a day of no month is a day of the year
     return tuple(part.strip() for part in column.split(","))
 
 
@@ -250,6 +251,8 @@ def _joined(columns: tuple[str, ...], values: Mapping[str, str | None]) -> str |
 
 
 def _number(value: str) -> Ends | None:
+    if "_" in value:  # as Python may write thousands, and others dates
+        return None
     try:
         number = Decimal(value)
     except InvalidOperation:

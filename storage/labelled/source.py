@@ -20,7 +20,7 @@ import pyarrow.types as pt
 
 from storage.errors import FileError, SourceError, first_line
 from storage.footers import read_footer
-from storage.input.columns import Columns, column_or_partition, find_column, require_column
+from storage.input.columns import Columns, column_or_partition, has_column, require_column
 from storage.input.hive import partition_values
 from storage.input.partitions import DateRange
 from storage.input.reading import read_shard
@@ -183,7 +183,9 @@ class _Reader:
         if self._label_column not in partitions:
             check_label_type(require_column(schema, self._label_column, "label_column"))
         # A column beside a partition of its name is read to be compared with it.
-        names += [name for name in (self._label_column, self._group_column) if find_column(schema, name)]
+        for name, role in ((self._label_column, "label_column"), (self._group_column, "group_column")):
+            if has_column(schema, name):
+                names.append(require_column(schema, name, role).name)
         has_group = self._group_column in partitions or self._group_column in names
         if not has_group and self._group_column == DEFAULT_GROUP:
             near = [name for name in (*schema.names, *partitions) if name.casefold() == DEFAULT_GROUP]

@@ -87,6 +87,11 @@ def test_kept_partition_needs_no_column() -> None:
         ),
         (
             Columns(),
+            pa.schema([("tokens", pa.binary()), ("id", pa.int8()), ("id", pa.int8())]),
+            "column 'id' (id_column) stands 2 times in the schema; rename",
+        ),
+        (
+            Columns(),
             pa.schema({"tokens": pa.binary(), "id": pa.list_(pa.int8())}),
             "column 'id' has type list<item: int8>; an id must be a scalar, such as an integer",
         ),

@@ -20,6 +20,7 @@ DAY, HOUR, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
         ("2026-11-03", datetime(2026, 11, 3), DAY),
         ("2026-11-3", datetime(2026, 11, 3), DAY),
         ("2026/11/03", datetime(2026, 11, 3), DAY),
+        ("2026_11_03", datetime(2026, 11, 3), DAY),
         ("20261103", datetime(2026, 11, 3), DAY),
         ("2026110304", datetime(2026, 11, 3, 4), HOUR),
         ("20261103T040506Z", datetime(2026, 11, 3, 4, 5, 6), SECOND),

@@ -63,6 +63,7 @@ def test_a_range_may_be_open(folder: Path) -> None:
         ),
         ("date", "2026-10 2026-11-01 2026-11-30 2026-12-01 2026-12", "2026-11", None, "2026-11-01 2026-11-30"),
         ("date", "2026-10 2026-11-01 2026-11-30", "2026-10-31", "2026-11-01", "2026-10 2026-11-01"),
+        ("date", "2025_12_31 2026_1_1 2026_10_01 2026_10_02", "2026_1_1", "2026-10-01", "2026_1_1 2026_10_01"),
         ("batch", "9 10 2 11", "9", "10", "9 10"),
         ("month", "1 2 3 10 11 12", "1", None, "1"),
         ("month", "01 02 03 10 11 12", "1", None, "01"),
@@ -219,6 +220,7 @@ def test_file_without_a_date_is_in_no_bounded_range() -> None:
 
 
 YEARS = [f"year=2026/month={month}/day={day}/x.parquet" for month, day in ((9, 30), (11, 1), (11, 9), (12, 1))]
+OF_THE_YEAR = [f"year={year}/day={day}/x.parquet" for year, day in ((2025, 12), (2026, 9), (2026, 333))]
 TIMES = ["date=2026-10/x.parquet", "date=2026-11-01 00%3A00%3A00/x.parquet", "date=20261102/x.parquet"]
 DAYS = ["day=2026-11-01/kind=a/x.parquet", "day=2026-11-09/kind=b/x.parquet"]
 
@@ -229,6 +231,7 @@ DAYS = ["day=2026-11-01/kind=a/x.parquet", "day=2026-11-09/kind=b/x.parquet"]
         (YEARS, DateRange("date", since=date(2026, 11, 9)), 2),
         (YEARS, DateRange("year,month,day", since=date(2026, 11, 9)), 2),
         (YEARS, DateRange("date", window="31d"), 1),
+        (OF_THE_YEAR, DateRange(since=date(2026, 11, 1)), 1),  # the 9th of January and no 9th month: of the year alone
         (TIMES, DateRange(since=date(2026, 10, 31)), 0),  # a month counts by its last day
         (TIMES, DateRange(since=date(2026, 11, 1)), 1),
         (DAYS, DateRange("day", window="2d"), 1),

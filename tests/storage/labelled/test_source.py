@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import SourceError
@@ -114,6 +115,14 @@ def test_named_group_column_that_is_nowhere_is_refused_and_a_near_miss_is_noted(
         read_labelled(str(data), group_column="gruop")
     assert read_labelled(str(data)).overlooked_group == "Group"
     assert read_labelled(str(data), group_column="Group").split_by == "group"
+
+
+@pytest.mark.parametrize("name", ["label", "group"])
+def test_column_that_is_there_twice_is_refused(name: str, put: Put, data: Path) -> None:
+    table = pq.ParquetFile(put("a.parquet", TOKENS, label=["x", "y"] * 100, group=["g"] * 200)).read()
+    pq.write_table(table.append_column(name, table[name]), data / "a.parquet")
+    with pytest.raises(SourceError, match=rf"column '{name}' \({name}_column\) stands 2 times in the schema"):
+        read_labelled(str(data))
 
 
 def test_label_and_group_inside_structs(put: Put, data: Path) -> None:
