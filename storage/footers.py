@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from storage.errors import FileError, first_line
 from storage.locations import Location
@@ -26,7 +27,9 @@ _TAIL_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Footer:
-    """What a Parquet file says of itself. schema: as `open_parquet` reads it.
+    """What a Parquet file says of itself. schema: as `open_parquet` reads it, but for columns of Parquet's ENUM.
+
+    Avro and Protobuf write them. They are text, which Arrow reads as bytes; `as_texts` brings them to this schema.
 
     `fingerprint` changes with the file's size or footer, not its date.
     """
@@ -57,7 +60,7 @@ def read_footer(location: Location) -> Footer:
     try:
         # The footer alone, dressed as a file: metadata is all that is parsed.
         file = open_parquet(pa.BufferReader(MAGIC + footer))
-        metadata, schema = file.metadata, file.schema_arrow
+        metadata, schema = file.metadata, _with_texts(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
     fingerprint = hashlib.sha256(struct.pack("<Q", size) + footer).hexdigest()[:32]
@@ -73,6 +76,24 @@ def open_parquet(file: Any, metadata: pq.FileMetaData | None = None) -> pq.Parqu
         page_checksum_verification=True,  # where there are any
         coerce_int96_timestamp_unit=INT96_UNIT,
     )
+
+
+def as_texts(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch that `open_parquet` gave, with what is text by the file's schema and bytes in the batch as text."""
+    for place, column in enumerate(batch.schema):
+        if pt.is_binary(column.type) and pt.is_string(schema.field(column.name).type):
+            batch = batch.set_column(place, column.name, batch.column(place).view(pa.string()))
+    return batch
+
+
+def _with_texts(file: pq.ParquetFile) -> pa.Schema:
+    schema, stored = file.schema_arrow, file.metadata.schema
+    leaves = (stored.column(place) for place in range(len(stored)))
+    enums = {leaf.name for leaf in leaves if leaf.converted_type == "ENUM" and leaf.path == leaf.name}
+    for place, column in enumerate(schema):
+        if column.name in enums and pt.is_binary(column.type):
+            schema = schema.set(place, column.with_type(pa.string()))
+    return schema
 
 
 def _read_end(file: pa.NativeFile, num_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from storage.errors import FileError
-from storage.footers import Footer, open_parquet, read_footer
+from storage.footers import Footer, as_texts, open_parquet, read_footer
 from storage.input.columns import Columns, column_or_partition, require_column, select_columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
@@ -162,7 +162,8 @@ def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) ->
         with location.filesystem.open_input_file(location.path) as file:
             reads = _Reads(file)
             parquet = open_parquet(reads, footer.metadata)
-            yield from parquet.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False)
+            for batch in parquet.iter_batches(_DECODE_ROWS, row_groups, columns=columns, use_threads=False):
+                yield as_texts(batch, footer.schema)
     except FileNotFoundError:
         raise FileError(_VANISHED) from None
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -18,6 +18,7 @@ import storage
 import storage.footers
 from storage.errors import FileError, OutputError
 from storage.input.columns import Columns
+from storage.labelled.source import read_labelled
 from storage.locations import Location
 from storage.output.carried import common_types, fit, types_from_record, types_to_record
 from storage.output.layout import Output, OutputSettings
@@ -208,6 +209,25 @@ def test_lists_of_uuids_are_kept(rows: int, data: Path, output: Output, made: Ma
     place = made("a.parquet", [b"a", b"b"][:rows], x=stored.cast(pa.list_(pa.uuid())))
     assert duckdb.sql(f"SELECT x FROM '{place}'").fetchall() == [(each,) for each in ids]
     assert problems(data, output) == []
+
+
+def test_enums_of_avro_and_protobuf_are_text(data: Path, output: Output, score: Callable[..., object]) -> None:
+    path = data / "a.parquet"
+    table = pa.table({"tokens": [b"ab", b"c", b"d"], "x": pa.array(["up", None, "down"])})
+    pq.write_table(table, path, store_schema=False)
+    text, enum = b"x%\0L\x1c\0\0", b"x%\x08L\x4c\0\0"  # the annotation of a column `x`, as Thrift has it
+    assert path.read_bytes().count(text) == 1
+    path.write_bytes(path.read_bytes().replace(text, enum))
+    assert pq.read_metadata(path).schema.column(1).converted_type == "ENUM"
+    assert pq.read_schema(path).field("x").type == pa.binary()
+    score(data, output)
+    place = output.predictions("a.parquet").path
+    expected = [("up",), (None,), ("down",)]
+    assert duckdb.sql(f"SELECT x FROM '{path}'").fetchall() == expected
+    assert duckdb.sql(f"SELECT x FROM '{place}'").fetchall() == expected
+    assert pl.read_parquet(place)["x"].dtype == pl.String
+    assert problems(data, output) == []
+    assert read_labelled(str(path), label_column="x", min_class_rows=0).classes == ("down", "up")
 
 
 TIMES = [datetime(9999, 12, 31), datetime(1, 1, 1), datetime(2026, 1, 1, 1, 2, 3, 456789), None]
