@@ -31,7 +31,8 @@ class ScoringOutcome:
     """What the shards of a run gave, added up as they come. workers: how many there were at a time.
 
     seconds: from the first to the last. predictions: rows by predicted class. label_counts: as `ScoredShard` has them.
-    observed: what there is to tell drift by. The last two are None where no shard has any.
+    observed: what there is to tell drift by. These two are None where no shard has any. num_other_labels: rows with a
+    label that the checkpoint does not know, so that their prediction is compared with nothing.
     """
 
     workers: int
@@ -42,6 +43,7 @@ class ScoringOutcome:
     predictions: Counter[str] = field(default_factory=Counter)
     label_counts: npt.NDArray[np.int64] | None = None
     observed: "Observed | None" = None
+    num_other_labels: int = 0
 
     def add(self, results: Iterable[ScoredShard | FailureRecord]) -> None:
         """Count what some shards gave."""
@@ -52,6 +54,7 @@ class ScoringOutcome:
             self.engine = self.engine or result.engine
             self.records.append(result.record)
             self.predictions.update(result.predictions)
+            self.num_other_labels += result.num_other_labels
             if result.label_counts is not None:
                 self.label_counts = result.label_counts + (0 if self.label_counts is None else self.label_counts)
             if self.observed is None:
@@ -64,8 +67,18 @@ class ScoringOutcome:
         return sum(each.num_rows for each in self.records), sum(sum(each.errors.values()) for each in self.records)
 
     def evaluation(self) -> dict[str, float] | None:
-        """Measures against the true classes; None where no shard has any."""
-        return None if self.label_counts is None else accuracy_and_macro_f1(self.label_counts)
+        """Measures against the true classes; None where no row has one that the checkpoint knows."""
+        if self.label_counts is None or not self.label_counts.any():
+            return None
+        return accuracy_and_macro_f1(self.label_counts)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth a word although nothing fails."""
+        if not self.num_other_labels:
+            return ()
+        return (
+            f"{self.num_other_labels:,} rows have a label that the checkpoint does not know, and count for nothing",
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ class PlannedRun:
             drift=measure_drift(self.stored.card.drift, [outcome.observed]),
             passed_over=source.passed_over[:FIRST_PASSED_OVER],
             num_passed_over=len(source.passed_over),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *outcome.notes()),
             predictions=dict(outcome.predictions),
         )
 

@@ -75,7 +75,7 @@ class ScoredShard:
     """What scoring a shard gave.
 
     engine: what computed it, and where. predictions: rows by predicted class. label_counts: of the rows whose label the
-    checkpoint knows, as `counts_by_class` has them; None without labels.
+    checkpoint knows, as `counts_by_class` has them; None without labels. num_other_labels: rows with another label.
     observed: counts to tell drift by, where the checkpoint's card has a reference for them.
     """
 
@@ -84,6 +84,7 @@ class ScoredShard:
     predictions: dict[str, int]
     label_counts: npt.NDArray[np.int64] | None
     observed: "Observed | None"
+    num_other_labels: int = 0
 
 
 class LoadedCheckpoint:
@@ -247,7 +248,7 @@ class _Tally:
         self._label_counts: npt.NDArray[np.int64] | None = None
         self._errors: dict[str, int] = {}
         self._first_errors: dict[str, list[int]] = {}
-        self._rows = self._tokens = self._truncated = 0
+        self._rows = self._tokens = self._truncated = self._num_other_labels = 0
 
     def add(self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None) -> None:
         num_classes = len(self._classes)
@@ -264,6 +265,7 @@ class _Tally:
             names = labels.cast(pa.string()).filter(pa.array(rows.usable))
             codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
             known = ~np.isnan(codes.astype(np.float64))
+            self._num_other_labels += int(np.count_nonzero(names.is_valid().to_numpy() & ~known))
             counts = counts_by_class(winners[known], codes[known].astype(np.int64), num_classes)
             self._label_counts = counts if self._label_counts is None else self._label_counts + counts
 
@@ -295,7 +297,7 @@ class _Tally:
                 for error, places in sorted(self._first_errors.items())
             },
         )
-        return ScoredShard(record, engine, predictions, self._label_counts, self._observed)
+        return ScoredShard(record, engine, predictions, self._label_counts, self._observed, self._num_other_labels)
 
 
 def measure_drift(reference: dict[str, Any] | None, observed: Iterable["Observed | None"]) -> dict[str, Any] | None:

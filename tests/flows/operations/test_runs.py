@@ -52,6 +52,23 @@ def test_shards_are_added_up_as_they_come() -> None:
     assert least >= np.sort(first)[-CLASSES_OF_SHARD]
 
 
+@pytest.mark.parametrize(
+    ("labels", "accuracy"), [(["a", "b", None, "c", "C"], 0.5), (["01", "1.0", None, "C", "D"], None)]
+)
+def test_labels_that_the_checkpoint_does_not_know_are_counted_and_said(
+    labels: list[str | None], accuracy: float | None
+) -> None:
+    tally, outcome = _Tally(("a", "b", "c"), None), ScoringOutcome(1)
+    rows = decode_tokens(pa.chunked_array([pa.array([b"x", b"x", b"x", None, b"x"])]), TokenRules())
+    tally.add(rows, np.eye(3, dtype=np.float32)[[0, 0, 0, 0]], pa.chunked_array([labels]))
+    outcome.add([tally.scored(Shard("a.parquet", "a.parquet", "f", 0, 1, 0, 5, 5), "missing", "torch", 0.1)])
+    assert (outcome.evaluation() or {}).get("accuracy") == accuracy
+    number = 1 if accuracy else 3
+    assert outcome.notes() == (
+        f"rows with a label that the checkpoint does not know, which no figure counts: {number}",
+    )
+
+
 def test_memory_does_not_grow_with_shards_times_classes() -> None:
     outcome = ScoringOutcome(2)
     tracemalloc.start()
