@@ -74,11 +74,8 @@ class ScoringOutcome:
 
     def notes(self) -> tuple[str, ...]:
         """What is worth a word although nothing fails."""
-        if not self.num_other_labels:
-            return ()
-        return (
-            f"{self.num_other_labels:,} rows have a label that the checkpoint does not know, and count for nothing",
-        )
+        said = f"rows with a label that the checkpoint does not know, which no figure counts: {self.num_other_labels:,}"
+        return (said,) if self.num_other_labels else ()
 
 
 @dataclass(frozen=True)
