@@ -96,6 +96,8 @@ class _LocalWalk:
                         waiting.append((child.path, below))
                 elif child.is_file(follow_symlinks=False):
                     self._file(child.path, below, os.path.join(real, child.name), by_link)
+                else:
+                    self._pass_over(below, "neither a file nor a folder")
 
     def _children(self, path: str, name: str) -> Iterator[tuple["os.DirEntry[str]", str]]:
         try:

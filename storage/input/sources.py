@@ -133,7 +133,7 @@ def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
         wanted = pattern[len(fixed) :].lstrip("/")
         if "://" in pattern:
             wanted = unquote(wanted)  # as `Location.parse` does with the part before it
-        expression = re.compile(re.escape(below) + _glob_expression(wanted))
+        expression = re.compile(re.escape(below) + _glob_expression(wanted), re.DOTALL)
     except re.error as error:
         raise SourceError(f"The source {pattern} is no valid pattern: {error}.") from None
     if place.is_folder():
@@ -259,10 +259,10 @@ def _glob_expression(pattern: str) -> str:
 
     def translate(token: re.Match[str]) -> str:
         text = token.group()
-        if text.startswith("["):
+        if text.startswith("[") and len(text) > 1:
             negated = text[1] in "!^"
             characters = re.escape(text[1 + negated : -1]).replace(r"\-", "-")
             return f"[^/{characters}]" if negated else f"[{characters}]"
         return tokens.get(text) or re.escape(text)
 
-    return re.sub(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", translate, pattern)
+    return re.sub(r"\*\*/|\*\*|\*|\?|\[[!^]?\]?[^\]]*\]|.", translate, pattern)

@@ -16,6 +16,7 @@ from typing import Literal
 import pyarrow.fs as pafs
 
 from storage.footers import FOOTER_READERS
+from storage.input.hive import hidden_part
 from storage.input.sources import Source
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import ATTENTION, PREDICTIONS, RUNS, Output, read_stamp
@@ -172,8 +173,7 @@ def _files(output: Output, folder: str) -> list[tuple[str, str, int]]:
         base = output.root / kind
         for info in (base / folder).walk():
             name = base.relative(info.path)
-            visible = not any(part.startswith(("_", ".")) for part in name.split("/"))
-            if info.type == pafs.FileType.File and name.endswith(".parquet") and visible:
+            if info.type == pafs.FileType.File and name.endswith(".parquet") and hidden_part(name) is None:
                 found.append((f"{kind}/{name}", name, info.size))
     return found
 

@@ -12,7 +12,7 @@ from storage.errors import OutputError, SourceError
 from storage.input.columns import Columns
 from storage.input.hive import partition_values
 from storage.input.shards import ShardLimits, UnreadableFile, plan_shards
-from storage.input.sources import find_source, refuse_nested
+from storage.input.sources import PassedOver, find_source, refuse_nested
 from storage.locations import Location, below
 
 
@@ -184,6 +184,27 @@ def test_links_lead_to_files_and_folders_elsewhere(tree: Path, tmp_path: Path) -
     (tree / "date=2026-11-01/link.parquet").symlink_to(tmp_path / "elsewhere/x.parquet")
     (tree / "date=2026-11-09").symlink_to(tmp_path / "elsewhere/y")
     assert {"date=2026-11-01/link.parquet", "date=2026-11-09/z.parquet"} <= set(names_of(tree))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("[]a].parquet", ["].parquet", "a.parquet"]),
+        ("[!]a].parquet", ["[.parquet"]),
+        ("**/*.parquet", ["[.parquet", "].parquet", "a.parquet", "new\nline/b.parquet"]),
+    ],
+)
+def test_brackets_and_new_lines_in_globs(pattern: str, names: list[str], tmp_path: Path) -> None:
+    data = put(tmp_path / "data", "].parquet", "[.parquet", "a.parquet", "new\nline/b.parquet")
+    assert names_of(data / pattern) == names
+    with pytest.raises(SourceError, match=r"^No file matches the source .*/\[x\*\. Check the pattern"):
+        find_source(str(data / "[x*"))
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path: Path) -> None:
+    data = put(tmp_path / "data", "a.parquet")
+    os.mkfifo(data / "pipe.parquet")
+    assert find_source(str(data)).passed_over == (PassedOver("pipe.parquet", "neither a file nor a folder"),)
 
 
 def test_no_file_is_taken_twice_and_loops_are_cut(tmp_path: Path) -> None:

@@ -283,6 +283,17 @@ def test_before_scoring_what_is_superseded_goes_with_the_leftovers(
     assert set(_files(output)) == before - {*shards, ".a.parquet.89abcdef.tmp"}
 
 
+def test_partitions_that_begin_with_an_underscore_are_looked_at(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("_date=2026-11-01/a.parquet", [b"ab"])
+    score(data, output)
+    (data / "_date=2026-11-01/a.parquet").rename(put("b.parquet", [b"ab"]))
+    assert [each.path for each in find_orphans(plan_output(str(data), output))] == [
+        f"{kind}/_date=2026-11-01/a.parquet" for kind in sorted(BOTH)
+    ]
+
+
 def test_before_scoring_a_slice_the_rest_is_left_alone(dated: Path, output: Output, put: Callable[..., Path]) -> None:
     for date in ("date=2026-11-01", "date=2026-11-02"):
         put(f"{date}/b.parquet", [b"ab"])
