@@ -10,7 +10,7 @@ from storage.registry.checkpoints import CHAMPION, Registry
 # The published sizes: the smallest network, which sees the sample most often in the time.
 _PRESET = "reference"
 # Long enough to learn what there is to learn, short enough to watch.
-_TRAINING_SECONDS = 120
+_TRAINING_SECONDS = 60
 
 _NEXT = """\
 Three things to try next:
