@@ -18,7 +18,7 @@ from flows.operations.measure import left_out_in_words
 from flows.operations.promote import PromotionRules
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
-from storage.registry.cards import Card, Figures
+from storage.registry.cards import MEASURE_NAMES, Card, Figures
 from storage.registry.checkpoints import CHAMPION, Registry
 from storage.registry.retention import Removable, find_removable
 from storage.registry.retention import prune as remove_old
@@ -29,14 +29,7 @@ if TYPE_CHECKING:
 RegistryPlace = Annotated[str, Parameter(help="Folder or URI of the checkpoint registry.")]
 WholeCard = Annotated[AsJson, Parameter(help="Print the whole card as JSON.")]
 
-_MEASURES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "log_loss": "log loss",
-    "auroc": "AUROC",
-    "ece": "calibration error",
-    "ece_before_scaling": "before scaling",
-}
+_MEASURES = {key: name for key, name in MEASURE_NAMES.items() if key != "majority_accuracy"}
 
 
 def list_checkpoints(*, registry: RegistryPlace = "registry", as_json: AsJson = False) -> int:

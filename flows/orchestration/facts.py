@@ -9,6 +9,7 @@ from typing import Any
 
 from storage.input.sources import PassedOver
 from storage.output.manifests import FIRST_ERRORS, RunManifest, manifest_path
+from storage.registry.cards import MEASURE_NAMES
 
 MOST_CLASSES = 20
 """Classes, or kinds of error, that are named one by one. The manifest has all of them."""
@@ -23,7 +24,6 @@ DRIFT_ASPECTS = {
 # Of a manifest, as they stand there.
 _TOLD = ("run_id", "run_name", "state", "source", "output", "mode", "checkpoint", "seconds", "evaluation")
 _MOST_PASSED_OVER = 5
-_MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
 def counted(number: int, noun: str) -> str:
@@ -57,7 +57,7 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         facts["tokens"] = f"{totals['tokens']:,} in {manifest.seconds:.1f} s, {speed} ({manifest.engine})"
         facts["predictions"] = _counts(totals["predictions"])
     if manifest.evaluation:
-        measures = (f"{_MEASURES[name]} {value:.4f}" for name, value in manifest.evaluation.items())
+        measures = (f"{MEASURE_NAMES[name]} {value:.4f}" for name, value in manifest.evaluation.items())
         facts["against labels"] = ", ".join(measures)
     if manifest.drift:
         facts["drift"] = describe_drift(manifest.drift)

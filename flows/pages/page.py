@@ -21,7 +21,7 @@ from flows.pages.figures import NUM_BINS, OTHER, Figures
 from flows.pages.report import Overlay, Report, spoken_time
 from flows.pages.shading import LEVELS, ShadedTokens, harmless, shade
 from storage.locations import Location
-from storage.registry.cards import Card
+from storage.registry.cards import MEASURE_NAMES, Card
 
 MOST_BYTES = 2_000_000
 """Of a page. Rows are left out before it is larger."""
@@ -30,14 +30,7 @@ _MOST_POINTS = 120  # of a line over partitions
 _MOST_CLASSES = 30  # in tables; a chart of more says nothing
 _MOST_MATRIX = 14
 _MOST_LISTED = 30  # runs, failures, partitions
-_MEASURES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "log_loss": "log loss",
-    "auroc": "AUROC",
-    "ece": "calibration error",
-    "majority_accuracy": "commonest class",
-}
+_MEASURES = {key: name for key, name in MEASURE_NAMES.items() if key != "ece_before_scaling"}
 _TENTHS = tuple(f"{i / 10:.0%} to {(i + 1) / 10:.0%}" for i in range(10))
 
 

@@ -14,6 +14,17 @@ from typing import Any, Self, get_args, get_origin
 FORMAT_VERSION = 1
 """Goes up when what a field means changes. More fields do not raise it: who does not know them keeps them."""
 
+MEASURE_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "log_loss": "log loss",
+    "auroc": "AUROC",
+    "ece": "calibration error",
+    "ece_before_scaling": "before scaling",
+    "majority_accuracy": "commonest class",
+}
+"""What the measures of `Figures` are called for people, in the order in which they are said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
