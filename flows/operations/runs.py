@@ -5,7 +5,7 @@ Knows neither how shards are handed out nor where a run is shown.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from storage.input.shards import unreadable_in_words
 from storage.locations import without_credentials
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest, ShardRecord
+from storage.output.orphans import find_orphans, orphans_in_words
 from storage.output.plan import Mode, OutputPlan, Pending, plan_output
 from storage.registry.checkpoints import StoredCheckpoint
 
@@ -150,13 +151,20 @@ def plan_run(source: str, output: Output, stored: StoredCheckpoint, mode: Mode) 
     if not plan.shards:
         raise SourceError(f"{unreadable_in_words(plan.source.root, plan.unreadable)}.")
     if mode == "all":
-        return PlannedRun(started, stored, plan, mode, plan.pending(stored.id, mode))
+        return PlannedRun(started, stored, _noting_orphans(plan, True), mode, plan.pending(stored.id, mode))
     committed = plan.committed()
     pending = plan.selected(plan.reasons(stored.id, committed), mode)
+    plan = _noting_orphans(plan, bool(pending))
     left = {shard.name for shard in plan.shards} - {each.shard.name for each in pending}
     stamps = [committed[name] for name in left]
     errors_left = sum(stamp.num_errors or 0 for stamp in stamps)
     return PlannedRun(started, stored, plan, mode, pending, sum(stamp.num_rows for stamp in stamps), errors_left)
+
+
+def _noting_orphans(plan: OutputPlan, will_score: bool) -> OutputPlan:
+    """The plan with a note about what its input does not account for. A run that scores removes what is there twice."""
+    orphans = [each for each in find_orphans(plan) if not (will_score and each.is_twice)]
+    return replace(plan, notes=(*plan.notes, orphans_in_words(orphans))) if orphans else plan
 
 
 def name_run(source: str) -> str:

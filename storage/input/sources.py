@@ -72,7 +72,7 @@ def find_source(source: str) -> Source:
     suffix. What exists under its literal name is no glob. In globs `*`, `?` and `[...]` stay within a folder, `**`
     spans folders. Links are followed, and a file that several names lead to is taken once.
     Trailing `key=value` folders belong to the relative name: `data/date=2026-11-01` has the root `data`, so
-    that a slice of a dataset keeps the names it has in the whole.
+    that a slice of a dataset keeps the names it has in the whole. So does one that is named by a link within it.
 
     Raises SourceError if there is nothing to read, or if it is a table of Delta, Iceberg or Hudi.
     """
@@ -84,11 +84,10 @@ def find_source(source: str) -> Source:
         if wildcard := _GLOB.search(address):
             return _find_glob(address, wildcard.start(), query)
         raise SourceError(f"The source {place} does not exist. Check the path or URI.")
+    base, scope = _slice(place, is_folder=info.type != pafs.FileType.File)
     if info.type == pafs.FileType.File:
-        root, relative = split_partitions(place.path, is_folder=False)
-        return Source(Location(place.filesystem, root), relative, (SourceFile(relative, info.size),))
-    root, scope = split_partitions(place.path, is_folder=True)
-    found = _read_folder(Location(place.filesystem, root), scope, place, None)
+        return Source(base, scope, (SourceFile(scope, info.size),))
+    found = _read_folder(base, scope, None)
     if not found.files:
         others = f" ({_counted(found.passed_over)})" if found.passed_over else ""
         raise SourceError(
@@ -127,7 +126,7 @@ def _is_output(place: Location) -> bool:
 def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
     fixed = pattern[:wildcard].rpartition("/")[0]
     place = Location.parse((fixed or ("/" if pattern.startswith("/") else ".")) + query)
-    root, scope = split_partitions(place.path, is_folder=True)
+    base, scope = _slice(place, is_folder=True)
     below = f"{scope}/" if scope else ""
     try:
         wanted = pattern[len(fixed) :].lstrip("/")
@@ -136,15 +135,38 @@ def _find_glob(pattern: str, wildcard: int, query: str) -> Source:
         expression = re.compile(re.escape(below) + _glob_expression(wanted), re.DOTALL)
     except re.error as error:
         raise SourceError(f"The source {pattern} is no valid pattern: {error}.") from None
+    others = ""
     if place.is_folder():
-        found = _read_folder(Location(place.filesystem, root), scope, place, expression)
+        found = _read_folder(base, scope, expression)
         if found.files:
             return found
-    raise SourceError(f"No file matches the source {pattern}. Check the pattern; ** spans folders.")
+        others = f" ({_counted(found.passed_over)})" if found.passed_over else ""
+    raise SourceError(f"No file matches the source {pattern}{others}. Check the pattern; ** spans folders.")
 
 
-def _read_folder(base: Location, scope: str, place: Location, pattern: re.Pattern[str] | None) -> Source:
+def _slice(place: Location, *, is_folder: bool) -> tuple[Location, str]:
+    """The dataset that a place lies in, and the name that it has there, without the links by which it was named."""
+    root, scope = split_partitions(place.path, is_folder=is_folder)
+    base = Location(place.filesystem, root)
+    name = _name_without_links(base, place.path) if place.is_local else None
+    if name is not None and hidden_part(f"{name}/" if is_folder else name) is None:
+        scope = name if is_folder or _is_parquet(name) else scope
+    return base, scope
+
+
+def _name_without_links(base: Location, path: str) -> str | None:
+    """The name below `base` of what a path on a disk leads to; None if that lies elsewhere."""
+    real, root = os.path.realpath(path), _real(base)
+    return real[len(root) + 1 :] if real.startswith(f"{root}/") else None
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(PARQUET_SUFFIXES)
+
+
+def _read_folder(base: Location, scope: str, pattern: re.Pattern[str] | None) -> Source:
     """The input below a folder. pattern: of relative names; None for all that is Parquet by name or first bytes."""
+    place = base / scope
     if pattern is None and _is_output(place):
         raise SourceError(f"The source {place} is an output of attnlstm. Name the input that it was made from.")
     listing = list_folder(place, follow_again=pattern is not None)
@@ -163,10 +185,12 @@ def _read_folder(base: Location, scope: str, place: Location, pattern: re.Patter
         relative = below + entry.name
         hidden = hidden_part(entry.name)
         ours = next((folder for folder in outputs if entry.name.startswith(f"{folder}/")), None)
-        ending = entry.name.rpartition("/")[2].rpartition(".")
-        is_parquet = f".{ending[2].lower()}" in PARQUET_SUFFIXES and bool(ending[1])
+        is_parquet = _is_parquet(entry.name)
         if pattern is not None and (hidden or not pattern.fullmatch(relative)):
             continue
+        other = _name_without_links(base, entry.real) if entry.by_link and entry.real and not entry.problem else None
+        if other is not None and (hidden_part(other) is not None or not _is_parquet(other)):
+            other = None  # the dataset as a whole has no such file, only the link
         if ours is not None:
             pass_over(ours, "an output of attnlstm")
         elif hidden and (is_parquet or hidden != entry.name) and not hidden.rpartition("/")[2].startswith("."):
@@ -174,11 +198,15 @@ def _read_folder(base: Location, scope: str, place: Location, pattern: re.Patter
         elif hidden:
             if is_parquet and hidden == entry.name:
                 pass_over(hidden, "its name begins with a dot")
-        elif pattern is None and not is_parquet and ending[1]:
+        elif pattern is None and not is_parquet and "." in entry.name.rpartition("/")[2]:
             pass_over(entry.name, f"its name does not end in {', '.join(PARQUET_SUFFIXES)}")
         elif entry.real is not None and entry.real in taken:
             pass_over(entry.name, f"the same file as {taken[entry.real]}")
+        elif other is not None and not other.startswith(below):
+            pass_over(entry.name, f"the same file as {other}, which is not in {scope}")
         else:
+            if pattern is not None and other is not None:
+                relative = other
             if entry.real is not None and entry.problem is None:
                 taken[entry.real] = relative
             file = SourceFile(relative, entry.num_bytes, entry.problem)

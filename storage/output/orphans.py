@@ -6,7 +6,7 @@ Knows nothing about rows: names, stamps and whether an input is there decide. In
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.output.layout import ATTENTION, PREDICTIONS, RUNS, Output, read_stamp
 from storage.output.plan import OutputPlan
 
-Reason = Literal["input is gone", "superseded", "unknown origin", "left by a killed run"]
+Reason = Literal["input is gone", "superseded", "read by another name", "unknown origin", "left by a killed run"]
 
 _KINDS = (PREDICTIONS, ATTENTION)
 _PART = re.compile(r"-\d{5,}-of-\d{5,}$")
@@ -35,8 +35,9 @@ class Removable:
     """A file of the output that no input accounts for, so that `remove` may take it away.
 
     path: below the output's root. reason: "input is gone"; "superseded", where the input is now cut into other shards,
-    so that its rows would be there twice; "unknown origin", a file without a stamp, which is never removed;
-    "left by a killed run". input: the input file that it was made from, "" where that is not known.
+    and "read by another name", where links lead from what it was made from to a file of the source, so that its rows
+    would be there twice; "unknown origin", a file without a stamp, which is never removed; "left by a killed run".
+    input: the input file that it was made from, by the name that it has now; "" where that is not known.
     """
 
     path: str
@@ -47,7 +48,14 @@ class Removable:
     @property
     def why(self) -> str:
         """The reason in a message."""
+        if self.reason == "read by another name":
+            return f"its input is read as {self.input}"
         return f"superseded, {self.input} is cut otherwise now" if self.reason == "superseded" else self.reason
+
+    @property
+    def is_twice(self) -> bool:
+        """Whether its rows are in the source by another name or cut, so that a run removes it before it scores."""
+        return self.reason in ("superseded", "read by another name")
 
     @property
     def is_kept(self) -> bool:
@@ -63,16 +71,24 @@ def find_orphans(plan: OutputPlan) -> tuple[Removable, ...]:
     not known, so with one nothing is said of inputs that are gone.
     """
     source = plan.source
-    is_one_file = _is_one_file(source)
-    folder = os.path.dirname(source.scope) if is_one_file else source.scope
     stem = source.scope.removesuffix(".parquet")
-    found = _orphans(plan, folder, lambda name: not is_one_file or stem in _stems(name))
-    return tuple(each for each in found if each.reason == "superseded" or not source.is_pattern)
+    found = _orphans(plan, lambda name: not _is_one_file(source) or stem in _stems(name))
+    return tuple(each for each in found if each.is_twice or not source.is_pattern)
 
 
-def _orphans(plan: OutputPlan, folder: str, may_be: Callable[[str], bool]) -> list[Removable]:
-    """Those below `folder`, in order of path. may_be: whether a file of this name is looked at, footer and all."""
+def orphans_in_words(found: Sequence[Removable]) -> str:
+    """The first of the orphans, one at least, with the reason, and how many there are."""
+    files, are = ("file", "is") if len(found) == 1 else ("files", "are")
+    return (
+        f"{len(found):,} {files} in the output that no input accounts for {are} read with the others, such as "
+        f"{found[0].path} ({found[0].why}); attnlstm prune shows and removes them"
+    )
+
+
+def _orphans(plan: OutputPlan, may_be: Callable[[str], bool]) -> list[Removable]:
+    """Those in the scope, in order of path. may_be: whether a file of this name is looked at, footer and all."""
     source, output = plan.source, plan.output
+    folder = os.path.dirname(source.scope) if _is_one_file(source) else source.scope
     planned = {shard.name for shard in plan.shards}
     named = {file.relative for file in source.files}
     unreadable = {file.file for file in plan.unreadable}
@@ -82,16 +98,20 @@ def _orphans(plan: OutputPlan, folder: str, may_be: Callable[[str], bool]) -> li
         made_from = dict(zip(candidates, pool.map(lambda each: _made_from(output, each[0]), candidates), strict=True))
         others = sorted({file for each in candidates for file in _inputs(each[1], made_from[each])} - named)
         exists = dict(zip(others, pool.map(lambda file: _exists(source.root / file), others), strict=True))
+    reals = {_real(source, file): file for file in named - unreadable} if any(exists.values()) else {}
 
     found = []
     for path, name, num_bytes in candidates:
         file = made_from[path, name, num_bytes]
         possible = _inputs(name, file)
-        if possible & unreadable or any(exists.get(each) for each in possible):
+        other_name = reals.get(_real(source, file)) if exists.get(file) else None
+        if possible & unreadable or (other_name is None and any(exists.get(each) for each in possible)):
             continue
         if file and _is_one_file(source) and file != source.scope:
             continue  # of another input, whose name looks like a shard of this one
         reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
+        if other_name is not None:
+            reason, file = "read by another name", other_name
         found.append(Removable(path, reason, file, num_bytes))
     return sorted(found)
 
@@ -129,18 +149,17 @@ def _is_leftover(path: str, scope: str) -> bool:
 
 
 def clear_superseded(plan: OutputPlan) -> tuple[str, ...]:
-    """Remove what earlier runs made of the plan's inputs under names that it no longer uses, and their leftovers.
+    """Remove what earlier runs made of the plan's inputs under names that they no longer have, and their leftovers.
 
     To be called before scoring, with the scope of the plan's source held: an input that has grown or shrunk to another
     number of shards is then never there twice. Returns the paths removed, below the output's root.
     """
     files = {shard.file for shard in plan.shards}
     stems = {file.removesuffix(".parquet") for file in files}
-    folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    # Names first: the footers of a large output are many, those of names that only other shards had are few.
-    found = _orphans(plan, folder, lambda name: not stems.isdisjoint(_stems(name)))
-    superseded = [each for each in found if each.reason == "superseded"]
-    return remove(plan.output, [*superseded, *find_leftovers(plan.output, plan.source.scope)])
+    # Names first: the footers of a large output are many, those of names that only other shards or links had are few.
+    found = _orphans(plan, lambda name: not stems.isdisjoint(_stems(name)) or _may_be_link(plan.source, name))
+    twice = [each for each in found if each.is_twice]
+    return remove(plan.output, [*twice, *find_leftovers(plan.output, plan.source.scope)])
 
 
 def remove(output: Output, found: Iterable[Removable]) -> tuple[str, ...]:
@@ -197,6 +216,18 @@ def _made_from(output: Output, path: str) -> str:
     """The input that a file of the output was made from; "" if it does not say."""
     stamp = read_stamp(output.root / path)
     return stamp.file if stamp else ""
+
+
+def _real(source: Source, file: str) -> str:
+    """Where a file of the source lies, links resolved."""
+    place = source.root / file
+    return os.path.realpath(place.path) if place.is_local else place.path
+
+
+def _may_be_link(source: Source, name: str) -> bool:
+    """Whether there is a link on the way to an input that could be written to this name."""
+    root = _real(source, "")
+    return any(_real(source, file) != os.path.join(root, file) for file in _inputs(name, ""))
 
 
 def _exists(location: Location) -> bool:

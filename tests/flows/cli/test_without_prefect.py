@@ -68,6 +68,18 @@ def test_run_with_nothing_to_do_leaves_the_manifest_that_a_flow_run_leaves(
     assert manifest.run_name.rpartition(" ")[0][:-6] == by_flow.run_name.rpartition(" ")[0][:-6]  # but for the time
 
 
+def test_run_says_what_lies_in_the_output_that_its_input_does_not_account_for(asked: dict[str, Any]) -> None:
+    first = min(Path(asked["source"]).rglob("*.parquet"))
+    name = str(first.relative_to(asked["source"]))
+    first.unlink()
+    manifest = classify_nothing(ClassifyOptions(**asked))
+    assert manifest is not None
+    assert manifest.notes == (
+        "2 files in the output that no input accounts for are read with the others, such as "
+        f"attention/{name} (input is gone); attnlstm prune shows and removes them",
+    )
+
+
 def test_run_whose_rows_have_more_errors_than_allowed_is_left_to_the_flow_which_fails_again(
     asked: dict[str, Any],
 ) -> None:

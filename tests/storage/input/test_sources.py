@@ -65,6 +65,34 @@ def test_slice_of_a_partitioned_dataset_keeps_the_names_of_the_whole(
 
 
 @pytest.mark.parametrize(
+    ("below", "names"),
+    [
+        ("date=latest", ["date=2026-11-01/part-0.parquet", "date=2026-11-01/part-1.parquet"]),
+        ("date=latest/*-1.parquet", ["date=2026-11-01/part-1.parquet"]),
+        ("date=l*/part-0.parquet", ["date=2026-11-01/part-0.parquet"]),
+        ("date=latest/part-0.parquet", ["date=2026-11-01/part-0.parquet"]),
+        ("first.parquet", ["date=2026-11-01/part-0.parquet"]),
+        ("date=2026-11-03", ["date=2026-11-03/gone.parquet", "date=2026-11-03/kept.parquet"]),
+        ("date=2026-11-03/k*.parquet", ["date=2026-11-03/kept.parquet"]),
+        ("only.parquet", ["only.parquet"]),
+    ],
+)
+def test_slice_that_links_lead_to_has_the_names_of_the_whole(tree: Path, below: str, names: list[str]) -> None:
+    (tree / "date=latest").symlink_to("date=2026-11-01")
+    (tree / "first.parquet").symlink_to("date=2026-11-01/part-0.parquet")
+    (tree / "only.parquet").symlink_to(".hidden.parquet")
+    (tree / "date=2026-11-03").mkdir()
+    for name, target in (("again", "date=2026-11-01/part-0.parquet"), ("kept", "_temporary/x.parquet"), ("gone", "g")):
+        (tree / f"date=2026-11-03/{name}.parquet").symlink_to(f"../{target}")
+    found = find_source(f"{tree}/{below}")
+    assert [file.relative for file in found.files] == names
+    assert set(names) <= set(names_of(tree))
+    if below == "date=2026-11-03":
+        reason = "the same file as date=2026-11-01/part-0.parquet, which is not in date=2026-11-03"
+        assert PassedOver("date=2026-11-03/again.parquet", reason) in found.passed_over
+
+
+@pytest.mark.parametrize(
     ("pattern", "names"),
     [
         ("*.parquet", ["a.parquet"]),
@@ -228,7 +256,7 @@ def test_no_file_is_taken_twice_and_loops_are_cut(tmp_path: Path) -> None:
         "two": "a link to one, which is read without it",
         "up": "a link to a folder that it is in",
     }
-    assert names_of(data / "l*" / "*") == ["latest/a.parquet"]
+    assert names_of(data / "l*" / "*") == ["date=2026-11-07/a.parquet"], "as without the link"
     assert names_of(data / "latest") == ["a.parquet"]
     assert "date=2026-11-07/a.parquet" in names_of(data / "*" / "*")
     assert "latest/a.parquet" not in names_of(data / "*" / "*")

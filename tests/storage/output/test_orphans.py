@@ -294,6 +294,24 @@ def test_partitions_that_begin_with_an_underscore_are_looked_at(
     ]
 
 
+def test_output_of_a_file_that_is_read_by_another_name_now_is_found_and_goes_before_scoring(
+    tmp_path: Path, data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("../elsewhere/p.parquet", [b"ab"] * 3, row_group_size=1)
+    put("date=1/a.parquet")
+    (data / "date=9").symlink_to(tmp_path / "elsewhere")
+    score(data, output)
+    (data / "date=2").symlink_to(tmp_path / "elsewhere")
+
+    names = [f"date=9/p-{shard:05d}-of-00002.parquet" for shard in range(2)]
+    for source in (data, f"{data}/**"):
+        orphans = _orphans(source, output)
+        assert [each.path for each in orphans] == [f"{kind}/{name}" for kind in BOTH for name in names]
+        assert {each.why for each in orphans} == {"its input is read as date=2/p.parquet"}
+    clear_superseded(plan_output(str(data), output))
+    assert _files(output) == ["date=1/a.parquet"]
+
+
 def test_before_scoring_a_slice_the_rest_is_left_alone(dated: Path, output: Output, put: Callable[..., Path]) -> None:
     for date in ("date=2026-11-01", "date=2026-11-02"):
         put(f"{date}/b.parquet", [b"ab"])
