@@ -21,6 +21,10 @@ FOOTER_READERS = 32
 MAGIC = b"PAR1"
 # Of Spark's timestamps. Nanoseconds, which are Arrow's default, hold the years 1678 to 2261 only.
 INT96_UNIT = "us"
+# In the metadata of a field: why it can't be read as what it stands for.
+NO_TYPE = b"no type"
+# Where a writer with Arrow's types keeps those of its columns, in the key-value metadata; and a key that nobody reads.
+_ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"ARROW_schema"
 # One read of this size holds the whole footer of most files.
 _TAIL_BYTES = 64 << 10
 
@@ -30,6 +34,7 @@ class Footer:
     """What a Parquet file says of itself. schema: as `open_parquet` reads it, but for columns of Parquet's ENUM.
 
     Avro and Protobuf write them. They are text, which Arrow reads as bytes; `as_texts` brings them to this schema.
+    A column of a type that Arrow does not have is there as it is stored, and its field has `NO_TYPE` in its metadata.
 
     `fingerprint` changes with the file's size or footer, not its date.
     """
@@ -58,13 +63,27 @@ def read_footer(location: Location) -> Footer:
             tail = _read_end(file, footer_bytes + 8)
     footer = tail[-8 - footer_bytes :]
     try:
-        # The footer alone, dressed as a file: metadata is all that is parsed.
-        file = open_parquet(pa.BufferReader(MAGIC + footer))
-        metadata, schema = file.metadata, _with_texts(file)
+        metadata, schema = _parsed(footer)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FileError(f"damaged: its footer can't be read ({first_line(error)})") from error
     fingerprint = hashlib.sha256(struct.pack("<Q", size) + footer).hexdigest()[:32]
     return Footer(metadata, schema, fingerprint)
+
+
+def _parsed(footer: bytes) -> tuple[pq.FileMetaData, pa.Schema]:
+    try:
+        # The footer alone, dressed as a file: metadata is all that is parsed.
+        file = open_parquet(pa.BufferReader(MAGIC + footer))
+        return file.metadata, _with_texts(file)
+    except pa.ArrowNotImplementedError as error:
+        # Such as Polars' integers of 128 bits: the other columns can be read by Parquet's own types.
+        file = open_parquet(pa.BufferReader(MAGIC + footer.replace(_ARROW_SCHEMA, _NO_SCHEMA)))
+        schema, stored = _with_texts(file), file.metadata.schema
+        for leaf in map(stored.column, range(len(stored))):
+            place = schema.get_field_index(leaf.path.split(".")[0])
+            if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.logical_type.type == "NONE" and place >= 0:
+                schema = schema.set(place, schema.field(place).with_metadata({NO_TYPE: first_line(error)}))
+        return file.metadata, schema
 
 
 def open_parquet(file: Any, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

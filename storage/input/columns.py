@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from storage.errors import FileError, OutputError
+from storage.footers import NO_TYPE
 from storage.input.hive import partition_values
 from storage.input.tokens import check_token_type
 
@@ -143,6 +144,12 @@ def require_column(schema: pa.Schema, name: str, role: str) -> pa.Field:
     if field is None:
         columns = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
         raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}")
+    column = field if found else next(each for each in schema if name.startswith(f"{each.name}."))
+    if why := (column.metadata or {}).get(NO_TYPE):
+        raise FileError(
+            f"column {name!r} ({role}) is stored as {field.type}, and what that stands for can't be read "
+            f"({why.decode()}). Write it as another type, such as 64-bit integers or text."
+        )
     return field
 
 

@@ -3,7 +3,9 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -47,6 +49,25 @@ def test_shard_without_rows_gives_one_empty_table(put: Callable[..., Path], data
     ((table,),) = tables(data, ["tokens", "id"])
     assert table.num_rows == 0
     assert table.schema.field("id").type == pa.string()
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [(pl.Int128, "fixed_size_binary[16]"), (pl.List(pl.UInt128), "list<element: fixed_size_binary[16]>")],
+)
+def test_column_of_a_type_that_arrow_does_not_have_is_no_trouble_until_it_is_asked_for(
+    kind: Any, stored: str, data: Path
+) -> None:
+    values = [[1], [2]] if kind == pl.List else [1, 2]
+    frame = pl.DataFrame({"id": [7, 8], "tokens": [b"ab", b"c"], "wide": pl.Series(values, dtype=kind)})
+    frame.write_parquet(data / "a.parquet")
+    ((table,),) = tables(data, ["tokens", "id"])
+    assert table.to_pydict() == {"tokens": [b"ab", b"c"], "id": [7, 8]}
+    (unreadable,) = plan_shards(find_source(str(data)), Columns(keep=("wide",)), ShardLimits()).unreadable
+    assert unreadable.reason == (
+        f"column 'wide' (keep) is stored as {stored}, and what that stands for can't be read (Integers with more than "
+        "64 bits not implemented). Write it as another type, such as 64-bit integers or text."
+    )
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
