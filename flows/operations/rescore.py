@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import RegistryError
+from storage.input.columns import ATTENTION_COLUMNS
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRules, decode_tokens
 from storage.output.layout import PREDICTIONS, Stamp
@@ -141,7 +142,8 @@ def _differences(
         differences = np.abs(written.reshape(scores.probabilities.shape) - scores.probabilities).max(axis=1)
         yield from _each(predictions.path, piece.first + places, differences)
         if attention and piece.attention is not None:
-            written_weights = piece.attention.select(piece.attention.column_names[1:]).take(pa.array(places))
+            lists = [name for name in piece.attention.column_names if name in ATTENTION_COLUMNS]
+            written_weights = piece.attention.select(lists).take(pa.array(places))
             differences = _weight_differences(written_weights, scores.attention_weights, offsets)
             yield from _each(attention.path, piece.first + places, differences)
 

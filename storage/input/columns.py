@@ -15,7 +15,9 @@ from storage.input.hive import partition_values
 from storage.input.tokens import check_token_type
 
 # The columns of a predictions file that are ours, in their order; kept columns stand after `id`.
+ROW = "row"
 PREDICTION_COLUMNS = (
+    ROW,
     "id",
     "prediction",
     "score",
@@ -28,7 +30,7 @@ PREDICTION_COLUMNS = (
 # Those of an attention file that are read beside them.
 ATTENTION_COLUMNS = ("positions", "weights")
 # Names are compared without their case, as DuckDB and Spark do.
-_OURS = frozenset((*PREDICTION_COLUMNS, *ATTENTION_COLUMNS))
+OURS = frozenset((*PREDICTION_COLUMNS, *ATTENTION_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,17 @@ class Columns:
     """tokens: column with the token sequences. id: column carried through as `id`. keep: others carried through.
 
     A name with dots reaches into structs where no column has that very name. An input file without a column `id` gets
-    the row's position in its file as `id`; of another name, the column is required.
+    the row's position in its file as `id`; of another name, the column is required. ours: what the output calls columns
+    of its own, in lower case.
     """
 
     tokens: str = "tokens"
     id: str = "id"
     keep: tuple[str, ...] = field(default=())
+    ours: frozenset[str] = OURS
 
     def __post_init__(self) -> None:
-        clash = sorted(name for name in self.keep if name.casefold() in _OURS)
+        clash = sorted(name for name in self.keep if name.casefold() in self.ours)
         if clash:
             raise OutputError(
                 f"keep names {', '.join(clash)}, which the output has as a column of its own. "
@@ -102,7 +106,7 @@ class Columns:
                         f"{file}: a partition called {name} clashes with the kept column {other}: DuckDB and Spark do "
                         "not tell them apart. Rename one of them, or leave it out of keep."
                     )
-                if name.casefold() in _OURS:
+                if name.casefold() in self.ours:
                     raise OutputError(
                         f"{file}: a partition called {name} clashes with the output's column {name.casefold()}, so the "
                         "output could not be read. Rename the folders."

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import polars as pl
 
 from storage.errors import FileError, OutputError
 from storage.footers import FOOTER_READERS, read_footer
+from storage.input.columns import ROW
 from storage.input.hive import partition_values, unescaped
 from storage.locations import Location, without_credentials
 from storage.output.layout import ATTENTION, PREDICTIONS, Stamp, classes_in, stamp_in
@@ -50,6 +52,7 @@ def open_predictions(output: str | os.PathLike[str]) -> pl.LazyFrame:
     output: the folder or URI that `classify` wrote. Rows are in order of file name and then of the input. A file that
     lies in no partition of a name has null there. Where checkpoints know different classes, `probabilities` has all of
     them in the order of `class_names`, with 0 for a class that the row's checkpoint does not know.
+    Files of format version 1 have no column `row`; theirs is filled in, unless they keep a column of that name.
     Raises OutputError if there are none, or if one can't be read.
     """
     return _Part.of(output, PREDICTIONS).frame()
@@ -97,7 +100,7 @@ def class_names(output: str | os.PathLike[str]) -> tuple[str, ...]:
 class _File:
     """name: below its folder. address: as Polars takes it. partitions: column and value. columns: names and types.
 
-    classes: of predictions. stamp: what the file was made from.
+    classes: of predictions. stamp: what the file was made from. lacks_rows: whether `row` is to be filled in.
     """
 
     name: str
@@ -107,11 +110,13 @@ class _File:
     columns: str
     classes: tuple[str, ...]
     stamp: Stamp | None
+    num_rows: int
+    lacks_rows: bool
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Neighbours that are equal in this are read in one scan."""
-        return tuple(self.partitions), self.is_plain, self.columns, self.classes
+        return tuple(self.partitions), self.is_plain, self.columns, self.classes, self.lacks_rows
 
 
 @dataclass(frozen=True)
@@ -167,18 +172,28 @@ class _Part:
         first, addresses = files[0], [file.address for file in files]
         # By Polars' own reading, files that a filter leaves out are not opened.
         by_polars = bool(partitions) and first.is_plain
+        by_path = first.lacks_rows or (bool(partitions) and not by_polars)
         frame = pl.scan_parquet(
             addresses,
             glob=False,
             storage_options=self.options,
             hive_partitioning=by_polars,
             hive_schema={name: values.dtype for name, values in partitions.items()} if by_polars else None,
-            include_file_paths=FILE if partitions and not by_polars else None,
+            include_file_paths=FILE if by_path else None,
+            row_index_name=PLACE if first.lacks_rows else None,
         )
+        path = pl.col(FILE)
         if partitions and not by_polars:
-            path = pl.col(FILE)
             added = [path.replace_strict(addresses, values).alias(name) for name, values in partitions.items()]
-            frame = frame.with_columns(added).drop(FILE)
+            frame = frame.with_columns(added)
+        if first.lacks_rows:
+            # From the position among the rows of all of these files to that in the file's own input.
+            ends = np.cumsum([file.num_rows for file in files])
+            shifts = [file.stamp.first_row + file.num_rows - end for file, end in zip(files, ends, strict=True)]  # type: ignore[union-attr]
+            row = pl.col(PLACE).cast(pl.Int64) + path.replace_strict(addresses, shifts, return_dtype=pl.Int64)
+            frame = frame.select(row.alias(ROW), pl.exclude(PLACE))
+        if by_path:
+            frame = frame.drop(FILE)
         if first.classes != self.classes:
             frame = frame.with_columns(_with_classes(first.classes, self.classes))
         return frame
@@ -196,7 +211,11 @@ def _open(folder: Location, root: str, name: str) -> _File:
         value and "=" not in value and ("%" not in value or unescaped(value) != value) for _, _, value in parts
     )
     columns = footer.schema.remove_metadata().to_string(show_field_metadata=False)
-    return _File(name, f"{root}/{name}", partitions, is_plain, columns, classes_in(footer), stamp_in(footer))
+    stamp = stamp_in(footer)
+    lacks_rows = stamp is not None and ROW not in {each.casefold() for each in (*footer.schema.names, *partitions)}
+    num_rows = footer.metadata.num_rows
+    address = f"{root}/{name}"
+    return _File(name, address, partitions, is_plain, columns, classes_in(footer), stamp, num_rows, lacks_rows)
 
 
 def _merged(all_classes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

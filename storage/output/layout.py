@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from storage.errors import FileError, OutputError
 from storage.footers import Footer, read_footer
-from storage.input.columns import Columns
+from storage.input.columns import OURS, ROW, Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import OUTPUT_RECORD
 from storage.labelled.classes import says
@@ -31,7 +31,9 @@ from storage.locks import Hold
 from storage.output.carried import Types, common_types, types_from_record, types_to_record
 from storage.registry.checkpoints import CheckpointId
 
-FORMAT_VERSION = 1
+# Of new outputs. Those of version 1, whose files have no column `row`, are read and go on as they are.
+FORMAT_VERSION = 2
+_FORMAT_VERSIONS = (1, FORMAT_VERSION)
 STAMP_KEY = "attnlstm"
 CLASSES_KEY = b"classes"
 # What else than settings the record holds.
@@ -76,6 +78,7 @@ class OutputSettings:
     attention is one chunk.
     also: what else the record says of the output, by the names that users know. It is kept and compared, and storage
     makes nothing of it; `label_column` is one of them, and stays out of the record until it is said.
+    format_version: that of the output; it is never asked for.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -85,6 +88,12 @@ class OutputSettings:
     long_rows: str = "truncate"
     chunk_bytes: int = 4 << 20
     also: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether predictions and attention have the column `row`."""
+        return self.format_version > 1
 
     def record(self) -> dict[str, Any]:
         """The settings by the names that users know, ready for JSON."""
@@ -105,23 +114,25 @@ class OutputSettings:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "OutputSettings":
+    def from_record(cls, record: Mapping[str, Any], format_version: int = FORMAT_VERSION) -> "OutputSettings":
         """The settings that `record` gives by these names; a name that is not there has its default."""
         defaults = cls().record()
         names = {**defaults, **record}
+        ours = OURS if format_version > 1 else OURS - {ROW}
         return cls(
-            columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"])),
+            columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"]), ours),
             limits=ShardLimits(names["shard_rows"], names["shard_bytes"]),
             attention=AttentionSaving.parse(names["save_attention"]),
             max_tokens=names["max_tokens"],
             long_rows=names["long_rows"],
             chunk_bytes=names["chunk_bytes"],
             also={name: value for name, value in record.items() if name not in defaults},
+            format_version=format_version,
         )
 
     @property
     def digest(self) -> str:
-        record = json.dumps({"format_version": FORMAT_VERSION, **self._decisive()}, sort_keys=True)
+        record = json.dumps({"format_version": self.format_version, **self._decisive()}, sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()[:32]
 
 
@@ -139,7 +150,7 @@ class Stamp:
     checkpoint: str
     checkpoint_digest: str
     settings_digest: str
-    format_version: int = FORMAT_VERSION
+    format_version: int
     num_errors: int | None = field(default=None, compare=False)
 
     @classmethod
@@ -152,6 +163,7 @@ class Stamp:
             checkpoint.version,
             checkpoint.digest,
             settings.digest,
+            settings.format_version,
         )
 
     def fields(self) -> dict[str, Any]:
@@ -203,7 +215,8 @@ class Output:
             if "label_column" not in recorded and label in there["keep"]:
                 there["label_column"] = label  # any column that is kept may be found to hold the labels
             _refuse_other(root, there, wanted)
-        return cls(root, OutputSettings.from_record(wanted), types=_types_in(root, record))
+        settings = OutputSettings.from_record(wanted, record.get("format_version", FORMAT_VERSION))
+        return cls(root, settings, types=_types_in(root, record))
 
     @classmethod
     def existing(cls, root: Location) -> "Output | None":
@@ -211,7 +224,8 @@ class Output:
         record = _read_record(root)
         if not record:
             return None
-        return cls(root, OutputSettings.from_record(_settings_in(record)), types=_types_in(root, record))
+        settings = OutputSettings.from_record(_settings_in(record), record["format_version"])
+        return cls(root, settings, types=_types_in(root, record))
 
     @staticmethod
     def recorded_source(root: Location) -> str:
@@ -271,7 +285,8 @@ class Output:
         return {}
 
     def _record(self, source: str) -> dict[str, Any]:
-        return {"format": "attnlstm", "format_version": FORMAT_VERSION, "source": source, **self.settings.record()}
+        version = self.settings.format_version
+        return {"format": "attnlstm", "format_version": version, "source": source, **self.settings.record()}
 
 
 def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -316,6 +331,11 @@ def _parse(root: Location, content: bytes) -> dict[str, Any]:
         raise OutputError(f"{root / OUTPUT_RECORD} is damaged ({error}). Restore it or write elsewhere.") from None
     if not isinstance(recorded, dict) or recorded.get("format") != "attnlstm":
         raise OutputError(f"{root / OUTPUT_RECORD} does not describe an attnlstm output. Write elsewhere.")
+    if recorded.get("format_version") not in _FORMAT_VERSIONS:
+        raise OutputError(
+            f"{root / OUTPUT_RECORD} has format version {recorded.get('format_version')!r}, and this attnlstm knows "
+            f"{' and '.join(map(str, _FORMAT_VERSIONS))}. Update attnlstm, or write elsewhere."
+        )
     return recorded
 
 

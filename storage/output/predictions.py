@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import FileError
-from storage.input.columns import Columns
+from storage.input.columns import ROW, Columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRows
@@ -88,12 +88,13 @@ class ShardWriter:
         self._columns = replace(columns, keep=tuple(name for name in columns.keep if name not in in_path))
         self._types = output.types
         self._saving = output.settings.attention
+        self._has_rows = output.settings.has_rows
         self._classes = classes
         named = class_values(classes, label_type)
         self._named = named.cast(self._types.get(PREDICTION, named.type))
         self._stamp = stamp
-        self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS)
-        self._attention = _ParquetFile(attention, _ATTENTION_FLOATS) if attention else None
+        self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS, self._has_rows)
+        self._attention = _ParquetFile(attention, _ATTENTION_FLOATS, self._has_rows) if attention else None
         self._held: list[pa.Table] = []
         self._num_rows = self._num_errors = self._num_tokens = 0
 
@@ -112,13 +113,17 @@ class ShardWriter:
         assert probabilities.shape == (len(rows.offsets) - 1, len(self._classes)), probabilities.shape
         assert attention_weights.shape == rows.values.shape, attention_weights.shape
         table, ids = self._fitting(table)
+        known = {"id": ids}
+        if self._has_rows:
+            first = self._stamp.first_row + self._num_rows
+            known = {ROW: pa.array(np.arange(first, first + table.num_rows))} | known
         version = self._stamp.checkpoint
-        made = _prediction_table(table, ids, rows, probabilities, self._columns, version, self._named)
+        made = _prediction_table(table, known, rows, probabilities, self._columns, version, self._named)
         self._held.append(made.replace_schema_metadata({CLASSES_KEY: json.dumps(self._classes)}))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
             self._write_held()
         if self._attention:
-            self._attention.write(_attention_table(ids, rows, attention_weights, self._saving))
+            self._attention.write(_attention_table(known, rows, attention_weights, self._saving))
         self._num_rows += table.num_rows
         self._num_errors += int(np.count_nonzero(~rows.usable))
         self._num_tokens += len(rows.values)
@@ -161,15 +166,15 @@ class ShardWriter:
 class _ParquetFile:
     """A Parquet file whose schema is that of its first table, checked before it counts."""
 
-    def __init__(self, path: Path, floats: dict[str, str]) -> None:
+    def __init__(self, path: Path, floats: dict[str, str], has_rows: bool) -> None:
         self._path = path
-        self._floats = floats
+        self._floats, self._has_rows = floats, has_rows
         self._writer: pq.ParquetWriter | None = None
         self._sink = pa.OSFile(str(path), "wb")
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            encoding = _encoding(table.schema, self._floats)
+            encoding = _encoding(table.schema, self._floats, self._has_rows)
             self._writer = pq.ParquetWriter(self._sink, table.schema, **encoding, **_COMPRESSION)
         # One row group: chunk sizes are already what a row group should be.
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
@@ -195,7 +200,7 @@ class _ParquetFile:
 
 def _prediction_table(
     table: pa.Table,
-    ids: pa.ChunkedArray,
+    known: dict[str, pa.Array | pa.ChunkedArray],
     rows: TokenRows,
     probabilities: npt.NDArray[np.float32],
     columns: Columns,
@@ -208,7 +213,7 @@ def _prediction_table(
     winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
     best = probabilities[np.arange(len(winners)), winners]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float32()), num_classes)
-    named: dict[str, pa.Array | pa.ChunkedArray] = {"id": ids}
+    named = dict(known)
     for name in columns.keep:
         if name in table.column_names:
             named[name] = table[name]
@@ -225,7 +230,10 @@ def _prediction_table(
 
 
 def _attention_table(
-    ids: pa.ChunkedArray, rows: TokenRows, weights: npt.NDArray[np.float32], saving: AttentionSaving
+    known: dict[str, pa.Array | pa.ChunkedArray],
+    rows: TokenRows,
+    weights: npt.NDArray[np.float32],
+    saving: AttentionSaving,
 ) -> pa.Table:
     if saving.kind == "full":
         lists = {"weights": _lists(pa.array(weights, pa.float32()), rows.offsets, rows.usable)}
@@ -235,7 +243,7 @@ def _attention_table(
             "positions": _lists(pa.array(positions, pa.int32()), offsets, rows.usable),
             "weights": _lists(pa.array(kept, pa.float32()), offsets, rows.usable),
         }
-    return pa.table({"id": ids, **lists})
+    return pa.table(known | lists)
 
 
 def top_weights(
@@ -275,14 +283,19 @@ def _lists(values: pa.Array, offsets: npt.NDArray[np.int64], usable: npt.NDArray
     return pa.ListArray.from_arrays(pa.array(of_all), values, mask=pa.array(~usable))
 
 
-def _encoding(schema: pa.Schema, floats: dict[str, str]) -> dict[str, object]:
-    """Dictionaries for words that repeat; byte-stream-split for floats, whose bytes compress apart."""
-    split = {path: "BYTE_STREAM_SPLIT" for path in floats.values() if path.partition(".")[0] in schema.names}
+def _encoding(schema: pa.Schema, floats: dict[str, str], has_rows: bool) -> dict[str, object]:
+    """Dictionaries for words that repeat; byte-stream-split for floats, whose bytes compress apart; steps for `row`."""
+    by_column = {path: "BYTE_STREAM_SPLIT" for path in floats.values() if path.partition(".")[0] in schema.names}
     plain = {"id", "num_tokens", "truncated", *floats, "positions"}
+    if has_rows:  # or a kept column may have the name
+        by_column[ROW] = "DELTA_BINARY_PACKED"
+        plain.add(ROW)
     return {
         "use_dictionary": [name for name in schema.names if name not in plain],
-        "column_encoding": split,
+        "column_encoding": by_column,
         # The least and largest of a row group's weights let nobody skip it, and cost a tenth of the writing.
-        "write_statistics": ["id"] if "weights" in schema.names else True,
+        "write_statistics": [name for name in (ROW, "id") if name in schema.names]
+        if "weights" in schema.names
+        else True,
         "write_batch_size": _ENCODED_AT_ONCE,
     }

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import FileError, first_line
-from storage.input.columns import PREDICTION_COLUMNS
+from storage.input.columns import ATTENTION_COLUMNS, PREDICTION_COLUMNS, ROW
 from storage.input.hive import partition_values
 from storage.input.reading import decode_rows
 from storage.input.shards import Shard
@@ -147,12 +147,13 @@ class _ShardCheck:
         checkpoint = CheckpointId(recorded.get("checkpoint", ""), recorded.get("checkpoint_digest", ""))
         expected = Stamp.of(self._shard, checkpoint, self._settings)
         right = self._check_stamp(predictions, recorded, expected)
-        right &= self._check_columns(predictions, ["id", *self._kept(), *PREDICTION_COLUMNS[1:]])
+        known = [ROW, "id"] if self._settings.has_rows else ["id"]
+        right &= self._check_columns(predictions, [*known, *self._kept(), *PREDICTION_COLUMNS[2:]])
         attention = open_attention_file(self._output, self._shard)
         if attention:
             right &= self._check_stamp(attention, self._recorded(attention), expected)
             positions = ["positions"] if self._settings.attention.kind == "top" else []
-            right &= self._check_columns(attention, ["id", *positions, "weights"])
+            right &= self._check_columns(attention, [*known, *positions, "weights"])
         if not right:
             return None
         classes = self._classes(predictions)
@@ -185,7 +186,7 @@ class _ShardCheck:
         num_rows, schema = file.footer.metadata.num_rows, file.footer.schema
         if num_rows != self._shard.num_rows:
             self.findings.add(file.path, None, f"holds {num_rows} rows, expected {self._shard.num_rows}")
-        types = _TYPES | as_read_back(self._output.types)
+        types = {**({ROW: pa.int64()} if self._settings.has_rows else {}), **_TYPES, **as_read_back(self._output.types)}
         found = {column.name: column.type if column.name in types else None for column in schema}
         wanted = {name: types.get(name) for name in expected}
         is_right = schema.names == expected and found == wanted
@@ -229,11 +230,11 @@ class _ShardCheck:
                 self.findings.add(made.predictions.path, None, what)
 
     def _check_piece(self, piece: Piece, rows: TokenRows, made: _Made) -> None:
-        ids = self._ids(piece)
+        known = self._known(piece)
         _check_predictions(
             CheckedRows.starting(piece.first, piece.predictions, made.predictions.path, self.findings),
             _first_rows(rows, piece.predictions.num_rows),
-            {"id": ids, **{name: piece.source[name] for name in self._kept()}},
+            known | {name: piece.source[name] for name in self._kept()},
             made.stamp["checkpoint"],
             made.classes,
         )
@@ -241,7 +242,7 @@ class _ShardCheck:
             _check_attention(
                 CheckedRows.starting(piece.first, piece.attention, made.attention.path, self.findings),
                 _first_rows(rows, piece.attention.num_rows),
-                ids,
+                known,
                 self._settings.attention,
             )
         for file, table in ((made.predictions, piece.predictions), (made.attention, piece.attention)):
@@ -259,11 +260,13 @@ class _ShardCheck:
                 ),
             )
 
-    def _ids(self, piece: Piece) -> pa.ChunkedArray:
-        if self._settings.columns.id in piece.source.column_names:
-            return piece.source[self._settings.columns.id]
+    def _known(self, piece: Piece) -> dict[str, pa.ChunkedArray]:
+        """What both files say of which rows these are, by column."""
         first = self._shard.first_row + piece.first
-        return pa.chunked_array([np.arange(first, first + piece.source.num_rows)])
+        rows = pa.chunked_array([np.arange(first, first + piece.source.num_rows)])
+        has_ids = self._settings.columns.id in piece.source.column_names
+        ids = {"id": piece.source[self._settings.columns.id] if has_ids else rows}
+        return {ROW: rows} | ids if self._settings.has_rows else ids
 
 
 def _vocabulary_by_errors(predictions: OutputFile) -> int:
@@ -295,7 +298,7 @@ def _check_predictions(
     checkpoint: str,
     classes: tuple[str, ...],
 ) -> None:
-    """found: N rows of predictions. tokens: of these rows. carried: id and kept columns, N values each or more."""
+    """found: N rows of predictions. tokens: of these rows. carried: row, id and kept columns, N values each or more."""
     num_rows = found.table.num_rows
     expected = carried | {
         "num_tokens": pa.chunked_array([pa.array(tokens.num_tokens, mask=tokens.num_tokens < 0)]),
@@ -342,14 +345,17 @@ def _check_probabilities(found: CheckedRows, classes: tuple[str, ...]) -> None:
     )
 
 
-def _check_attention(found: CheckedRows, tokens: TokenRows, ids: pa.ChunkedArray, saving: AttentionSaving) -> None:
-    """found: N rows of attention. tokens: of these rows. ids: N or more."""
-    found.check_equal("id", ids[: found.table.num_rows])
+def _check_attention(
+    found: CheckedRows, tokens: TokenRows, carried: dict[str, pa.ChunkedArray], saving: AttentionSaving
+) -> None:
+    """found: N rows of attention. tokens: of these rows. carried: row and id, N values each or more."""
+    for name, column in carried.items():
+        found.check_equal(name, column[: found.table.num_rows])
     num_scored = np.zeros(found.table.num_rows, np.int64)
     num_scored[tokens.usable] = np.diff(tokens.offsets)
     num_kept = np.minimum(num_scored, saving.top or num_scored)
     is_whole = tokens.usable.copy()
-    lists = found.table.column_names[1:]
+    lists = [name for name in found.table.column_names if name in ATTENTION_COLUMNS]
     for name in lists:
         is_whole &= found.check_presence(name, tokens.usable)
         is_whole &= found.check_lengths(name, num_kept)

@@ -61,7 +61,7 @@ def test_every_row_comes_out_once_in_order_with_its_kept_columns(scored: Any, da
         given, predictions = _read(dataset, name), _read(scored.output / "predictions", name)
 
         assert predictions.column_names == [
-            *("id", "origin", "number", "label"),
+            *("row", "id", "origin", "number", "label"),
             *("prediction", "score", "probabilities", "num_tokens", "truncated", "error", "checkpoint"),
         ]
         for column in ("id", "origin", "number", "label"):
@@ -150,7 +150,7 @@ def test_predictions_of_a_checkpoint_outside_of_a_registry_carry_the_name_of_its
     table = _read(scored_by_multihead / "predictions", _names(dataset)[0])
 
     assert set(table["checkpoint"].to_pylist()) == {"multihead"}
-    assert table.column_names[:2] == ["id", "prediction"]
+    assert table.column_names[:3] == ["row", "id", "prediction"]
 
 
 def test_manifest_counts_what_is_in_the_files(scored: Any, trained: Any, dataset: Path) -> None:

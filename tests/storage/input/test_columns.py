@@ -50,7 +50,7 @@ def test_names_with_dots_reach_into_structs_where_no_column_has_that_very_name()
         Columns("event.body").to_read(schema, "a.parquet")
 
 
-@pytest.mark.parametrize("name", ["score", "ID", "error", "prediction", "Weights", "positions"])
+@pytest.mark.parametrize("name", ["row", "score", "ID", "error", "prediction", "Weights", "positions"])
 def test_partitions_may_not_be_called_like_columns_of_the_output(name: str) -> None:
     Columns().refuse_partitions(["date=1/a.parquet"])
     with pytest.raises(OutputError, match=f"^date=1/{name}=7/a.parquet: a partition called {name} clashes with"):

@@ -349,11 +349,11 @@ def test_output_made_before_types_were_recorded_keeps_those_of_its_files(output:
 def test_file_of_another_type_is_found_by_verification(data: Path, output: Output, made: Made) -> None:
     for place in (made("a.parquet", id=pa.array([1, 2], pa.int32()), x=["a", "b"]), output.attention("a.parquet").path):
         file = pq.ParquetFile(place)
-        table = file.read().set_column(0, "id", pa.array([1, 2]))
+        table = file.read().set_column(1, "id", pa.array([1, 2]))
         file.close()
         with pq.ParquetWriter(place, table.schema) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata({"attnlstm": file.metadata.metadata[b"attnlstm"].decode()})
     found = problems(data, output)
     assert [each.partition(":")[0] for each in found] == ["predictions/a.parquet", "attention/a.parquet"]
-    assert all("has the columns id (int64)" in each and "expected id (int32)" in each for each in found)
+    assert all("row (int64), id (int64)" in each and "expected row (int64), id (int32)" in each for each in found)

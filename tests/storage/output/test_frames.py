@@ -12,8 +12,11 @@ import pytest
 
 import storage
 from storage.errors import OutputError
+from storage.input.shards import ShardLimits
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
+from storage.output.plan import existing_output, plan_output
+from storage.output.verification import verify_output
 from storage.registry.checkpoints import CheckpointId
 
 
@@ -146,8 +149,36 @@ def test_output_whose_ids_are_of_several_types_is_read(
     score(data, output)
     place = output.predictions("b.parquet").path
     table = pq.ParquetFile(output.predictions("a.parquet").path).read()
-    pq.write_table(table.set_column(0, "id", pa.array(["x", "y"])), place)
+    pq.write_table(table.set_column(1, "id", pa.array(["x", "y"])), place)
     assert rows(storage.open_predictions(output.root.path), "id") == [("0",), ("1",), ("x",), ("y",)]
+
+
+@pytest.mark.parametrize("partition", ["", "d=1/", "d=%3D/"])
+def test_rows_are_told_by_their_position_in_the_input_also_where_files_do_not_say_it(
+    partition: str, data: Path, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    """Those of version 1 do not; which shard of a large file they are is in their footers."""
+    put(f"{partition}a.parquet", [b"x"] * 5, row_group_size=2)
+    put(f"{partition}b.parquet", [b"x"] * 3, row_group_size=3)
+    for version in (1, 2):
+        settings = OutputSettings(limits=ShardLimits(rows=2), format_version=version)
+        output = Output(Location.parse(tmp_path / f"v{version}"), settings)
+        score(data, output)
+        frame = storage.open_predictions(output.root.path)
+        assert frame.collect_schema().names()[:2] == ["row", "id"]
+        assert rows(frame, "row") == [(0,), (1,), (2,), (3,), (4,), (0,), (1,), (2,)]
+        assert rows(frame.filter(pl.col("row") == 3), "row", "id") == [(3, 3)]
+        assert rows(storage.open_attention(output.root.path), "row") == rows(frame, "row")
+
+
+def test_column_row_that_an_output_of_version_1_keeps_is_left_as_it_is(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    put("a.parquet", row=["first", "second"])
+    old = OutputSettings.from_record({"keep": ["row"]}, 1)
+    score(data, Output(output.root, old))
+    assert rows(storage.open_predictions(output.root.path), "row") == [("first",), ("second",)]
+    assert not verify_output(plan_output(str(data), existing_output(output.root.path))).problems
 
 
 def test_damaged_file_is_named(

@@ -28,7 +28,7 @@ def test_record_names_the_settings_as_users_do(folder: Path) -> None:
     output(folder).prepare("/data")
     assert json.loads((folder / "_dataset.json").read_text()) == {
         "format": "attnlstm",
-        "format_version": 1,
+        "format_version": 2,
         "source": "/data",
         "tokens_column": "tokens",
         "id_column": "id",
@@ -93,7 +93,10 @@ def test_other_source_is_refused_with_the_way_out_for_one_that_moved(folder: Pat
             (other, r"_dataset\.json does not describe an attnlstm output")
             for other in (b"[]", b"{}", b'{"format": "other"}')
         ),
-        (b'{"format": "attnlstm", "format_version": 2}', "format_version: 2 there, 1 asked for"),
+        (
+            b'{"format": "attnlstm", "format_version": 3}',
+            r"has format version 3, and this attnlstm knows 1 and 2\. Update",
+        ),
         (None, r"has predictions but no _dataset\.json, so what made them can't be told"),
     ],
 )
@@ -173,10 +176,28 @@ def test_label_column_may_be_said_later_of_a_kept_column_and_is_recorded_then(fo
     assert Output.open(place, {}, NEW).settings.also == {"label_column": "label"}
 
 
-def test_digest_of_settings_is_the_one_that_files_carry_since_the_first_version() -> None:
-    settings = OutputSettings.from_record({"keep": ["label"], "label_column": "label"})
-    assert settings.digest == OutputSettings(columns=Columns(keep=("label",))).digest
-    assert OutputSettings().digest == "4f78134b32b5e44d039f0119a03fd32d"
+@pytest.mark.parametrize(
+    ("version", "digest"), [(1, "4f78134b32b5e44d039f0119a03fd32d"), (2, "806bf6364a88d723c488d6e9b61441e5")]
+)
+def test_digest_of_settings_is_the_one_that_files_of_a_version_carry(version: int, digest: str) -> None:
+    settings = OutputSettings.from_record({"keep": ["label"], "label_column": "label"}, version)
+    assert settings.digest == OutputSettings(columns=Columns(keep=("label",)), format_version=version).digest
+    assert OutputSettings.from_record({}, version).digest == digest
+
+
+def test_output_of_version_1_goes_on_in_its_format_and_a_new_one_is_of_version_2(folder: Path) -> None:
+    place = Location.parse(folder)
+    assert Output.open(place, {}, NEW).settings.format_version == 2
+    output(folder, format_version=1).prepare("/data")
+    before = (folder / "_dataset.json").read_bytes()
+    made = Output.existing(place)
+    assert made
+    for old in (made, Output.open(place, {}, NEW)):
+        assert old.settings.format_version == 1
+        old.prepare("/data")
+        assert (folder / "_dataset.json").read_bytes() == before
+    with pytest.raises(OutputError, match="keep names row, which the output has as a column of its own"):
+        Output.open(place / "new", {"keep": ["row"]}, NEW)
 
 
 @pytest.mark.parametrize("text", ["full", "none", "top:1", "top:32"])
@@ -206,7 +227,7 @@ def test_stamp_of_a_shard_holds_all_that_decides_its_content(folder: Path) -> No
         "checkpoint": "v1",
         "checkpoint_digest": "d" * 32,
         "settings_digest": output(folder).settings.digest,
-        "format_version": 1,
+        "format_version": 2,
         "num_errors": 3,
     }
 

@@ -68,24 +68,26 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def expected_row(row_id: object, tokens: list[int] | None, max_tokens: int | None, top: int) -> dict[str, object]:
+def expected_row(
+    row: int, row_id: object, tokens: list[int] | None, max_tokens: int | None, top: int
+) -> dict[str, object]:
     """What the scorer of these tests makes of one row, by itself."""
     error = "tokens are null" if tokens is None else "no tokens" if not tokens else None
-    row: dict[str, object] = {"id": row_id, "num_tokens": None if tokens is None else len(tokens), "error": error}
-    row["truncated"] = False
-    row |= dict.fromkeys(["prediction", "score", "probabilities", "positions", "weights"])
+    of_row: dict[str, object] = {"row": row, "id": row_id, "num_tokens": None if tokens is None else len(tokens)}
+    of_row |= {"error": error, "truncated": False}
+    of_row |= dict.fromkeys(["prediction", "score", "probabilities", "positions", "weights"])
     if error or tokens is None:
-        return row
+        return of_row
     scored = tokens[:max_tokens]
-    row["truncated"] = len(scored) < len(tokens)
+    of_row["truncated"] = len(scored) < len(tokens)
     parts = [1.0, sum(scored) % 7, sum(scored) % 5]
     probabilities = [np.float32(part / sum(parts)) for part in parts]
-    row["prediction"] = CLASSES[probabilities.index(max(probabilities))]
-    row["score"], row["probabilities"] = max(probabilities), probabilities
+    of_row["prediction"] = CLASSES[probabilities.index(max(probabilities))]
+    of_row["score"], of_row["probabilities"] = max(probabilities), probabilities
     weights = [np.float32((token + 1) / (sum(scored) + len(scored))) for token in scored]
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:top] if top else range(len(weights))
-    row["positions"], row["weights"] = list(order), [weights[position] for position in order]
-    return row
+    of_row["positions"], of_row["weights"] = list(order), [weights[position] for position in order]
+    return of_row
 
 
 @st.composite
@@ -129,7 +131,7 @@ def test_every_row_comes_out_once_in_order_with_its_own_scores(
     shards = score(data, output, chunk_rows=chunk_rows)
 
     row_ids = list(range(len(said))) if ids is None else ids
-    expected = [expected_row(*row, max_tokens, kind.top) for row in zip(row_ids, said, strict=True)]
+    expected = [expected_row(*row, max_tokens, kind.top) for row in zip(range(len(said)), row_ids, said, strict=True)]
     rows = [row for shard in shards for row in predictions(output, shard.name).to_pylist()]
     assert len(rows) == len(expected)
     for row, wanted in zip(rows, expected, strict=True):
@@ -141,7 +143,7 @@ def test_every_row_comes_out_once_in_order_with_its_own_scores(
         assert not (tmp_path / "out/attention").exists()
         return
     saved = [row for shard in shards for row in attention(output, shard.name).to_pylist()]
-    names = ["id", "weights"] if saving == "full" else ["id", "positions", "weights"]
+    names = ["row", "id", *([] if saving == "full" else ["positions"]), "weights"]
     assert saved == [{name: row[name] for name in names} for row in expected]
     for row, wanted in zip(saved, expected, strict=True):
         if saving == "full" and not wanted["error"]:
@@ -153,6 +155,7 @@ def test_columns_and_types(output: Output, scored: Scored) -> None:
     scored(settings=OutputSettings(columns=Columns(keep=("n", "tags"))), **columns)
     assert pq.read_schema(output.predictions("a.parquet").path).remove_metadata() == pa.schema(
         {
+            "row": pa.int64(),
             "id": pa.string(),
             "n": pa.int8(),
             "tags": pa.list_(pa.field("element", pa.string())),
@@ -167,7 +170,7 @@ def test_columns_and_types(output: Output, scored: Scored) -> None:
     )
     assert predictions(output, "a.parquet")["n"].to_pylist() == list(range(6))
     assert pq.read_schema(output.attention("a.parquet").path).remove_metadata() == pa.schema(
-        {"id": pa.string(), "weights": pa.list_(pa.field("element", pa.float32()))}
+        {"row": pa.int64(), "id": pa.string(), "weights": pa.list_(pa.field("element", pa.float32()))}
     )
 
 
@@ -268,7 +271,9 @@ def test_shard_without_a_usable_row(rows: list[bytes | None], output: Output, sc
     table = predictions(output, "a.parquet")
     assert table["error"].to_pylist() == ["tokens are null", "no tokens", "tokens are null"][: len(rows)]
     assert table["prediction"].null_count == table["probabilities"].null_count == len(rows)
-    assert attention(output, "a.parquet").to_pylist() == [{"id": i, "weights": None} for i in range(len(rows))]
+    assert attention(output, "a.parquet").to_pylist() == [
+        {"row": i, "id": i, "weights": None} for i in range(len(rows))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -291,11 +296,39 @@ def test_id_of_any_scalar_type_is_carried_through(ids: pa.Array, output: Output,
 
 def test_rows_without_ids_are_known_by_their_position_in_the_file(output: Output, scored: Scored) -> None:
     shards = scored([b"x"] * 10, OutputSettings(limits=ShardLimits(rows=4)), chunk_rows=1, row_group_size=2)
-    assert [predictions(output, shard.name)["id"].to_pylist() for shard in shards] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
-    ]
+    for column in ("row", "id"):
+        assert [predictions(output, shard.name)[column].to_pylist() for shard in shards] == [
+            [0, 1, 2, 3],
+            [4, 5, 6, 7],
+            [8, 9],
+        ]
+
+
+def test_files_of_version_1_are_as_those_of_version_2_without_the_column_row(output: Output, scored: Scored) -> None:
+    def files() -> list[pa.Table]:
+        tables = [predictions(output, "a.parquet"), attention(output, "a.parquet")]
+        return [
+            table.replace_schema_metadata({b"classes": (table.schema.metadata or {}).get(b"classes", b"")})
+            for table in tables
+        ]
+
+    columns = Columns(keep=("x",))
+    scored(settings=OutputSettings(columns=columns), x=list("abcdef"))
+    new = files()
+    shutil.rmtree(output.root.path)
+    scored(settings=OutputSettings(columns=columns, format_version=1), x=list("abcdef"))
+    assert files() == [table.drop_columns("row") for table in new]
+    stored = pq.read_metadata(output.predictions("a.parquet").path)
+    assert stored.schema.column(0).name == "id"
+
+
+def test_rows_take_next_to_no_room(output: Output, scored: Scored) -> None:
+    scored([b"x"] * 100_000)
+    for place in (output.predictions("a.parquet"), output.attention("a.parquet")):
+        group = pq.read_metadata(place.path).row_group(0)
+        assert group.column(0).path_in_schema == "row"
+        assert group.column(0).total_compressed_size < group.num_rows / 100
+        assert (group.column(0).statistics.min, group.column(0).statistics.max) == (0, group.num_rows - 1)
 
 
 @dataclass
@@ -402,6 +435,7 @@ def test_duckdb_reads_the_output(partitioned: Output) -> None:
     assert sum(count for _, count in counts) == 8
     assert {name for name, _ in counts} <= {*CLASSES, None}
     assert types | {"date": "", "probabilities": types["probabilities"][:5]} == {
+        "row": "BIGINT",
         "id": "BIGINT",
         "prediction": "VARCHAR",
         "score": "FLOAT",
@@ -426,7 +460,7 @@ def test_polars_reads_the_output(partitioned: Output) -> None:
         pytest.approx([1.0] * 5)
     )
     weights = pl.read_parquet(f"{partitioned.root.path}/attention/date=2026-11-01/a.parquet")
-    assert weights.schema == {"id": pl.Int64, "weights": pl.List(pl.Float32)}
+    assert weights.schema == {"row": pl.Int64, "id": pl.Int64, "weights": pl.List(pl.Float32)}
 
 
 @pytest.mark.parametrize("name", ["o[1]", "a*b", "q?", "a b%3A#"])

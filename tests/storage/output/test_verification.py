@@ -73,11 +73,11 @@ def test_footers_of_the_output_are_read_once(filled: Path, output: Output, monke
 
 
 @pytest.mark.parametrize("saving", ["full", "top:3", "none"])
-@pytest.mark.parametrize("long_rows", ["truncate", "error"])
+@pytest.mark.parametrize(("long_rows", "version"), [("truncate", 1), ("truncate", 2), ("error", 2)])
 def test_right_output_has_no_problems(
-    filled: Path, tmp_path: Path, score: Callable[..., Any], saving: str, long_rows: str
+    filled: Path, tmp_path: Path, score: Callable[..., Any], saving: str, long_rows: str, version: int
 ) -> None:
-    output = _output(tmp_path, saving, long_rows=long_rows, limits=ShardLimits(rows=20))
+    output = _output(tmp_path, saving, long_rows=long_rows, limits=ShardLimits(rows=20), format_version=version)
     shards = score(filled, output, chunk_rows=7)
 
     report = _verify(filled, output)
@@ -122,13 +122,14 @@ def test_kept_columns_of_any_type_are_compared(
 
     if kept.null_count < len(kept):
         shifted = pa.concat_arrays([kept[:6], kept[7:], kept[:1]])  # differs from row 6 to row 11
-        change: Change = lambda table: table.set_column(1, table.schema.field("kept"), shifted)  # noqa: E731
+        change: Change = lambda table: table.set_column(2, table.schema.field("kept"), shifted)  # noqa: E731
         rewrite(_path(output, "predictions"), change)
         assert [problem.row for problem in _verify(data, output).problems] == [6, 7, 8, 9, 10, 11]
 
 
 ERROR = "no tokens"
 PREDICTION_CHANGES: dict[str, tuple[Change, int | None, str]] = {
+    "row": (set_value("row", 17, 18), 17, "row is 18, expected 17"),
     "id": (set_value("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
     "id lost": (set_value("id", 17, None), 17, "id is null, expected 'id-17'"),
     "kept": (set_value("origin", 5, "sensor 9"), 5, "origin is 'sensor 9', expected 'sensor 2'"),
@@ -160,6 +161,7 @@ def test_a_changed_value_of_the_predictions_is_found_in_its_row(filled: Path, ou
 
 
 ATTENTION_CHANGES: dict[str, tuple[str, Change, int, str]] = {
+    "row": ("full", set_value("row", 17, 18), 17, "row is 18, expected 17"),
     "id": ("full", set_value("id", 17, "id-18"), 17, "id is 'id-18', expected 'id-17'"),
     "weight": ("full", set_value("weights", 17, lambda was: [*was[:-1], was[-1] + 0.001]), 17, "weights sum to 1.001"),
     "weight short": ("full", set_value("weights", 17, lambda was: was[:-1]), 17, "weights has 9 values, expected 10"),
@@ -206,9 +208,12 @@ def test_a_changed_value_of_the_attention_is_found_in_its_row(
 @pytest.mark.parametrize(
     ("kept", "found"),
     [
-        ([*range(21), *range(22, ROWS)], [": holds 39 rows, expected 40", ", row 21: id is 'id-22', expected 'id-21'"]),
-        ([*range(22), *range(21, ROWS)], [": holds 41 rows, expected 40", ", row 22: id is 'id-21', expected 'id-22'"]),
-        ([*range(25), 26, 25, *range(27, ROWS)], [", row 25: id is 'id-26', expected 'id-25'"]),
+        ([*range(21), *range(22, ROWS)], [": holds 39 rows, expected 40", ", row 21: row is 22, expected 21"]),
+        ([*range(22), *range(21, ROWS)], [": holds 41 rows, expected 40", ", row 22: row is 21, expected 22"]),
+        (
+            [*range(25), 26, 25, *range(27, ROWS)],
+            [", row 25: row is 26, expected 25", ", row 25: id is 'id-26', expected 'id-25'"],
+        ),
     ],
     ids=["dropped", "doubled", "swapped"],
 )
@@ -339,8 +344,8 @@ def test_rows_are_told_by_their_position_in_the_file_however_it_is_read(
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda table: table.drop_columns("truncated"), "has the columns id, origin, prediction (string)"),
-        (lambda table: table.set_column(3, "score", table["score"].cast(pa.float64())), "score (double)"),
+        (lambda table: table.drop_columns("truncated"), "has the columns row (int64), id, origin, prediction (string)"),
+        (lambda table: table.set_column(4, "score", table["score"].cast(pa.float64())), "score (double)"),
     ],
 )
 def test_predictions_with_other_columns_or_types_are_named(
@@ -391,7 +396,7 @@ def test_rows_that_are_there_twice_under_another_cut_are_found(
 def test_the_first_problems_of_a_shard_are_listed_in_order_of_rows_and_the_rest_counted(
     filled: Path, output: Output
 ) -> None:
-    rewrite(_path(output, "predictions"), lambda table: table.set_column(0, "id", pa.nulls(ROWS, pa.string())))
+    rewrite(_path(output, "predictions"), lambda table: table.set_column(1, "id", pa.nulls(ROWS, pa.string())))
     rewrite(_path(output, "predictions"), set_value("checkpoint", 0, "v2"))
 
     report = _verify(filled, output, max_problems=4)
