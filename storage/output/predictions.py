@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.described.columns import Part, with_comments
 from storage.errors import FileError
 from storage.input.columns import ROW, Columns
 from storage.input.hive import partition_values
@@ -119,11 +120,13 @@ class ShardWriter:
             known = {ROW: pa.array(np.arange(first, first + table.num_rows))} | known
         version = self._stamp.checkpoint
         made = _prediction_table(table, known, rows, probabilities, self._columns, version, self._named)
-        self._held.append(made.replace_schema_metadata({CLASSES_KEY: json.dumps(self._classes)}))
+        made = made.replace_schema_metadata({CLASSES_KEY: json.dumps(self._classes)})
+        self._held.append(self._commented("predictions", made))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
             self._write_held()
         if self._attention:
-            self._attention.write(_attention_table(known, rows, attention_weights, self._saving))
+            attention = _attention_table(known, rows, attention_weights, self._saving)
+            self._attention.write(self._commented("attention", attention))
         self._num_rows += table.num_rows
         self._num_errors += int(np.count_nonzero(~rows.usable))
         self._num_tokens += len(rows.values)
@@ -142,6 +145,11 @@ class ShardWriter:
         self._predictions.close()
         if self._attention:
             self._attention.close()
+
+    def _commented(self, part: Part, table: pa.Table) -> pa.Table:
+        if not self._has_rows:
+            return table
+        return pa.Table.from_arrays(table.columns, schema=with_comments(part, table.schema))
 
     def _write_held(self) -> None:
         if self._held:

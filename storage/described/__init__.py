@@ -1,0 +1,1 @@
+"""What an output says of itself to people and to other programs: its columns, its page, contracts."""
