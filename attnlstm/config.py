@@ -1,7 +1,6 @@
 """What a network looks like: its sizes, its attention, its classes, and their form as `config.json`.
 
-Knows nothing about torch or weights: it reads and writes text, and sizes can be read off the shapes of
-weights.
+Knows nothing about torch or weights: it reads and writes text, and sizes can be read off the shapes of weights.
 """
 
 import json
@@ -12,6 +11,7 @@ from typing import Literal, Self, get_args
 
 Attention = Literal["additive", "multihead"]
 LabelType = Literal["string", "int64", "bool"]
+NgramHash = Literal["polynomial-31"]
 
 REQUIRED_KEYS = (
     "attention",
@@ -40,6 +40,11 @@ class ModelConfig:
     num_heads: heads of the multihead attention; must divide 2 * hidden_size.
     attention_size: rows of the additive attention's matrix; None for 2 * hidden_size.
     dropout: share of each LSTM layer's outputs dropped in training, save for the last layer's.
+    longest_ngram: to each token's embedding those of the n-grams of 2 up to so many tokens that end at it are added, and
+        their sum over a row, by the square root of its length, to its context. 1: there are none.
+    ngram_buckets: rows of the table of each length, onto which n-grams are hashed.
+    ngram_dropout: share of what n-grams add that is dropped in training.
+    ngram_hash: by which hash (see `ngrams`). `config.json` has these four if there are n-grams.
     classes: names of the classes, in the order of the logits.
     num_classes: as many as `classes`; it need not be given.
     label_type: what the names of the classes say, which is the type of predictions: text, integers, or false and true.
@@ -55,6 +60,10 @@ class ModelConfig:
     num_heads: int = 1
     attention_size: int | None = None
     dropout: float = 0.0
+    longest_ngram: int = 1
+    ngram_buckets: int = 0
+    ngram_dropout: float = 0.0
+    ngram_hash: NgramHash = "polynomial-31"
     classes: tuple[str, ...]
     num_classes: int = 0
     label_type: LabelType = "string"
@@ -78,9 +87,21 @@ class ModelConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"dropout acts between layers, and there is one; got {self.dropout}")
+        self._check_ngrams()
         if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {self.temperature!r}")
         self._check_classes()
+
+    def _check_ngrams(self) -> None:
+        _check_integer("longest_ngram", self.longest_ngram, at_least=1)
+        if self.longest_ngram > 1:
+            _check_integer("ngram_buckets", self.ngram_buckets, at_least=1)
+        elif self.ngram_buckets or self.ngram_dropout:
+            raise ValueError("ngram_buckets and ngram_dropout are for networks whose longest_ngram is above 1")
+        if not _is_number(self.ngram_dropout) or not 0 <= self.ngram_dropout < 1:
+            raise ValueError(f"ngram_dropout must be at least 0 and below 1, not {self.ngram_dropout!r}")
+        if self.ngram_hash not in get_args(NgramHash):
+            raise ValueError(f"ngram_hash must be {' or '.join(get_args(NgramHash))}, not {self.ngram_hash!r}")
 
     def _check_classes(self) -> None:
         given: object = self.classes  # JSON gives a list, and perhaps anything
@@ -115,6 +136,9 @@ class ModelConfig:
         record = asdict(self)
         if self.label_type == "string":
             del record["label_type"]  # as before there were others, so that what reads no other reads these
+        if self.longest_ngram == 1:
+            for name in ("longest_ngram", "ngram_buckets", "ngram_dropout", "ngram_hash"):
+                del record[name]
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -164,6 +188,7 @@ class ModelConfig:
                 attention_size = None if rows == 2 * hidden_size else rows
         except KeyError as error:
             raise ValueError(f"not an attention-LSTM's weights: {error.args[0]} is missing") from None
+        num_tables, num_buckets, _ = shapes.get("ngrams", (0, 0, 0))
         num_layers = sum(f"sequence.weight_hh_l{layer}" in shapes for layer in range(len(shapes)))
         return cls(
             attention=attention,
@@ -173,6 +198,8 @@ class ModelConfig:
             num_layers=num_layers,
             num_heads=num_heads,
             attention_size=attention_size,
+            longest_ngram=1 + num_tables,
+            ngram_buckets=num_buckets,
             classes=tuple(map(str, range(num_classes))) if classes is None else tuple(classes),
             num_classes=num_classes,
         )

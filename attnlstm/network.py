@@ -6,10 +6,12 @@ Shape letters: B rows, T time steps (the longest row), E embedding features, H h
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlstm.attention import AdditiveAttention, summed_attention
 from attnlstm.config import ModelConfig
+from attnlstm.ngrams import ngram_buckets
 
 STEPS_PER_CALL = 8192
 """Time steps given to one LSTM call; longer rows carry the state over, which bounds the memory of the call.
@@ -24,6 +26,10 @@ class AttentionLSTM(nn.Module):
         self.config = config
         state_size = 2 * config.hidden_size
         self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
+        if config.longest_ngram > 1:
+            # By length, bucket and feature. What was never trained says nothing.
+            self.ngrams = nn.Parameter(torch.zeros(config.longest_ngram - 1, config.ngram_buckets, config.embedding_dim))
+            self.ngram_context = nn.Linear(config.embedding_dim, state_size, bias=False)
         # Holds the parameters under torch's names. It is never called: a bidirectional call reads padding.
         self.sequence = nn.LSTM(
             config.embedding_dim,
@@ -60,9 +66,36 @@ class AttentionLSTM(nn.Module):
         """
         _check_batch(token_ids, lengths)
         mask = torch.arange(token_ids.shape[1], device=lengths.device) < lengths[:, None]
-        context, weights = self.pool(self._hidden_states(token_ids, lengths, generator), mask)
+        x: Tensor = self.embedding(token_ids)
+        of_ngrams = None
+        if self.config.longest_ngram > 1:
+            of_ngrams = self.embed_ngrams(token_ids)
+            if self.training and self.config.ngram_dropout:
+                of_ngrams = _dropout(of_ngrams, self.config.ngram_dropout, generator)
+            x = x + of_ngrams
+        context, weights = self.pool(self._hidden_states(x, lengths, generator), mask)
+        return self.classify(context, of_ngrams, mask), weights
+
+    def embed_ngrams(self, token_ids: Tensor) -> Tensor:
+        """The sum of the embeddings of the n-grams that end at each token: float (B, T, E)."""
+        config = self.config
+        found = ngram_buckets(token_ids, config.longest_ngram, config.ngram_buckets, config.num_embeddings)
+        total = token_ids.new_zeros((), dtype=self.ngrams.dtype)
+        for table, buckets in zip(self.ngrams, found, strict=True):
+            total = total + F.embedding(buckets.clamp(min=0), table) * (buckets >= 0)[..., None]
+        return total
+
+    def classify(self, context: Tensor, of_ngrams: Tensor | None, mask: Tensor) -> Tensor:
+        """Logits (B, C), before the temperature.
+
+        context: float (B, 2H), of the pooled states. of_ngrams: float (B, T, E), as `embed_ngrams` has them, if there
+        are any. mask: bool (B, T), True for real tokens.
+        """
+        if of_ngrams is not None:
+            total = (of_ngrams * mask[..., None]).sum(1)
+            context = context + self.ngram_context(total / mask.sum(1, keepdim=True).sqrt())
         logits: Tensor = self.mlp(context)
-        return logits, weights
+        return logits
 
     def pool(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One context vector of each row, and what each step weighs in it. Other poolings override this.
@@ -75,16 +108,16 @@ class AttentionLSTM(nn.Module):
             return context, weights
         return summed_attention(self.attention, self.q(states), self.k(states), self.v(states), mask)
 
-    def _hidden_states(self, token_ids: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The last layer's states (B, T, 2H). On padding they are finite and mean nothing.
+    def _hidden_states(self, x: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The last layer's states (B, T, 2H), of embedded tokens (B, T, E). On padding they are finite and mean nothing.
 
         The backward direction runs forward over rows that are reversed up to their own length, so in both
         directions padding comes after the last real token. `PackedSequence` would do the same and turn off
         oneDNN on CPU and cuDNN's kernel for small hidden sizes.
         """
         # Time comes first in here, as oneDNN and cuDNN have it: (T, B, features).
-        x: Tensor = self.embedding(token_ids.t())
-        mirror = _mirror(lengths, token_ids.shape[1])
+        x = x.transpose(0, 1).contiguous()
+        mirror = _mirror(lengths, x.shape[0])
         for layer in range(self.config.num_layers):
             if layer and self.training and self.config.dropout:
                 x = _dropout(x, self.config.dropout, generator)

@@ -31,11 +31,13 @@ Files = dict[str, bytes]
 def make_network(**sizes: object) -> AttentionLSTM:
     """A network in evaluation mode whose sizes are primes, with weights large enough to move its gates."""
     torch.manual_seed(17)
-    config = ModelConfig(num_embeddings=43, embedding_dim=7, classes=tuple("abcde"), **sizes)  # type: ignore[arg-type]
+    config = ModelConfig(**{"num_embeddings": 43, "embedding_dim": 7, "classes": tuple("abcde"), **sizes})  # type: ignore[arg-type]
     network = AttentionLSTM(config).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)
+        if config.longest_ngram > 1:
+            network.ngrams.normal_()
     return network
 
 

@@ -43,7 +43,7 @@ def why_not_fused(network: torch.nn.Module) -> str | None:
         return "it computes on a CPU, in float32"
     config = network.config
     table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size) * 4
-    if table_bytes > LARGEST_TABLE_BYTES:
+    if config.longest_ngram == 1 and table_bytes > LARGEST_TABLE_BYTES:
         return (
             f"num_embeddings is {config.num_embeddings}, which makes a table of {table_bytes >> 20} MiB for each "
             f"group of rows; at most {LARGEST_TABLE_BYTES >> 20} are used"
@@ -76,17 +76,22 @@ class FusedGradients:
         self._clip_norm = clip_norm
         self._seed = seed
         self._workers = workers
-        self._run_group, self._prepare, self._finish = kernel.compile_step()
+        self._run_group, self._prepare, self._add_to_tables, self._finish = kernel.compile_step()
         self._new_slots, self._record = kernel.new_slots, tiles.RECORD
 
         named = dict(network.named_parameters())
+        # Tables of n-grams are read, and get their gradients, where they are.
+        tables = named.pop("ngrams", torch.zeros(0, 0, 0))
+        self._tables, self._of_tables = tables.detach().numpy(), np.zeros(tables.shape, np.float32)
+        if config.longest_ngram > 1:
+            tables.grad = torch.from_numpy(self._of_tables)
         self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
         self._parameters = [each.detach().numpy().reshape(-1) for each in named.values()]
         self._flat = np.zeros(layout.num_parameters + 1, np.float32)
         flat_weights = aligned((layout.weights.size,))
         self._weights = layout.weights.views(flat_weights) | {"all": flat_weights}
         size = self._size = padded(config.hidden_size)
-        self._table = aligned((2, config.num_embeddings, 4 * size))
+        self._table = aligned((2, layout.of_group.views(np.zeros(layout.of_group.size))["table"].shape[1], 4 * size))
         self._biases = aligned((config.num_layers, 2, 4 * size))
         self._score_weights = aligned((2 * size,))
         # One more number, which stays 0: the gradient of what makes no difference.
@@ -94,6 +99,7 @@ class FusedGradients:
         self._gradients = layout.gradients.views(flat_gradients) | {"all": flat_gradients}
         self._groups: list[Arrays] = []
         self._scratch = threading.local()
+        self._kept_of_tokens = aligned((0, 0)), aligned((0, 0))
 
         self._of_parameters = np.zeros(layout.num_parameters, np.float32)
         pieces = torch.split(torch.from_numpy(self._of_parameters), [each.numel() for each in named.values()])
@@ -113,25 +119,36 @@ class FusedGradients:
         lengths = batch.lengths
         labels = np.ascontiguousarray(batch.labels, np.int64)
         worths = self._class_weights[labels] / len(batch)
-        drop_keys = np.zeros((config.num_layers - 1, len(batch)), np.uint32)
-        if config.dropout:
+        # The last are of n-grams.
+        drop_keys = np.zeros((config.num_layers, len(batch)), np.uint32)
+        if config.dropout or config.ngram_dropout:
             rng = np.random.default_rng((self._seed, 2, step))
             drop_keys = rng.integers(0, 1 << 32, drop_keys.shape, np.uint32)
-        drop_threshold = min(round(config.dropout * 2**32), 2**32 - 1)
-        drop_scale = np.float32(1 / (1 - config.dropout))
+        drops = [
+            number
+            for share in (config.dropout, config.ngram_dropout)
+            for number in (min(round(share * 2**32), 2**32 - 1), np.float32(1 / (1 - share)))
+        ]
+        features = weights["embedding"].shape[1]
+        d_embedded, d_of_ngrams = self._of_tokens(len(values) if len(self._tables) else 0, features)
+
+        no_first, no_first_bias = np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32)
 
         def run(numbered: tuple[Arrays, npt.NDArray[np.int64]]) -> float:
             of_group, rows = numbered
             scratch = self._scratch_of_thread(len(rows), int(lengths[rows].sum()))
             loss = np.empty(1)
             self._run_group(
-                values, batch.offsets, rows, labels, worths, drop_keys, drop_threshold, drop_scale,
-                self._table, self._biases[1:], weights["in_forward"], weights["in_backward"],
+                values, batch.offsets, rows, labels, worths, drop_keys, *drops,
+                weights["embedding"], self._tables, weights["first_forward"], weights["first_backward"],
+                weights["ngram_context"],
+                self._table, self._biases, weights["in_forward"], weights["in_backward"],
                 weights["own_forward"], weights["own_backward"], self._score_weights,
                 weights["hidden_in"], weights["hidden"], weights["hidden_bias"],
                 weights["class_in"], weights["class"], weights["class_bias"],
                 *scratch,
-                of_group["table"], of_group["biases"], of_group["in"], of_group["own"], of_group["score"],
+                d_embedded, d_of_ngrams, of_group.get("first", no_first), of_group.get("first_bias", no_first_bias),
+                of_group["ngram_context"], of_group["table"], of_group["biases"], of_group["in"], of_group["own"], of_group["score"],
                 of_group["hidden"], of_group["hidden_bias"], of_group["class"], of_group["class_bias"], loss,
             )  # fmt: skip
             return float(loss[0])
@@ -147,11 +164,19 @@ class FusedGradients:
         total[:] = self._groups[0]["all"]
         for of_group in self._groups[1 : len(groups)]:
             total += of_group["all"]
-        self._finish(
+        square = np.zeros(1)
+        if len(self._tables):
+            self._add_to_tables(
+                values, batch.offsets, d_embedded, d_of_ngrams, gradients["embedding"], self._of_tables, square
+            )
+        share = self._finish(
             gradients["all"], gradients["table"], gradients["score"], weights["embedding"], weights["first_backward"],
             weights["keys"], weights["query"], gradients["embedding"], gradients["first"], gradients["first_bias"],
-            gradients["keys"], gradients["query"], layout.target, self._clip_norm, self._of_parameters,
+            gradients["keys"], gradients["query"], layout.target, self._clip_norm, square[0],
+            self._of_parameters,
         )  # fmt: skip
+        if share != 1:
+            self._of_tables *= np.float32(share)
         return loss
 
     def _plan(self, lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
@@ -162,16 +187,24 @@ class FusedGradients:
         max_rows = -(-len(lengths) // num_groups)
         return list(plan_batches(lengths, max_tokens=GROUP_BYTES // token_bytes, max_rows=max_rows))
 
+    def _of_tokens(self, num_tokens: int, features: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Places for the gradients of a batch's tokens, which are kept."""
+        if len(self._kept_of_tokens[0]) < num_tokens or not num_tokens:
+            self._kept_of_tokens = aligned((num_tokens, features)), aligned((num_tokens, features))
+        return self._kept_of_tokens
+
     def _scratch_of_thread(self, num_rows: int, num_tokens: int) -> tuple[npt.NDArray[np.float32], ...]:
         """What is kept between the passes, by each thread: fresh memory costs more than it seems."""
         num_positions = num_tokens + num_rows + 1
         kept: tuple[npt.NDArray[np.float32], ...] | None = getattr(self._scratch, "kept", None)
-        if kept is None or kept[4].shape[1] < num_positions or kept[5].shape[1] < num_rows:
+        if kept is None or kept[6].shape[1] < num_positions or kept[7].shape[1] < num_rows:
             L, D, P = self._config.num_layers, self._size, num_positions
             with_dropout = P * 2 * D if self._config.dropout else 0
+            with_ngrams = P if len(self._tables) else 0
+            features = self._weights["embedding"].shape[1]
             kept = (
                 aligned((L, 2, P * self._record * D)), aligned((L, P * 2 * D)), aligned((L - 1, with_dropout)),
-                aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)), self._new_slots(num_rows),
+                aligned((with_ngrams, features)), aligned((with_ngrams, features)), aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)), self._new_slots(num_rows),
             )  # fmt: skip
             self._scratch.kept = kept
         return kept

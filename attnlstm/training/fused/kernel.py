@@ -20,12 +20,14 @@ import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numba.core import types
 
-from attnlstm.engines.fused_cpu import pooling, tile, vectors
+from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
+from attnlstm.engines.fused_cpu.ngrams import add_ngrams, begin_hashes, roll_hashes
 from attnlstm.engines.fused_cpu.pooling import LANES as POOLED_LANES
 from attnlstm.engines.fused_cpu.pooling import add_weighted, exponential, pool, score_tokens
 from attnlstm.engines.fused_cpu.tile import GATES, Tile, tile_of_processor
@@ -290,11 +292,11 @@ def new_slots(num_rows: int) -> np.ndarray:
 
 
 @functools.cache
-def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+def compile_step() -> tuple[Callable[..., Any], ...]:
     """What comes of a batch, compiled for this processor, or read from Numba's cache on disk: `run_group` for each
-    group of its rows, `prepare` before and `finish` after them. See there."""
+    group of its rows, `prepare` before, and `add_to_tables` (if there are n-grams) and `finish` after them. See there."""
     # Numba compiles again when this file changes; the digest, closed over, makes it watch the others too.
-    digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (pooling, tile, tiles, vectors)))
+    digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (ngrams, pooling, tile, tiles, vectors)))
     f32, f64, i32, i64, u32 = types.float32, types.float64, types.int32, types.int64, types.uint32
     read = functools.partial(types.Array, layout="C", readonly=True)
     write = functools.partial(types.Array, layout="C")
@@ -307,7 +309,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
 
         parameters: float32, end to end, and a 0. source, scale: see `layout`. weights: all of them, of which the next
         six are a part. biases: (L, 2, 4 D); table: (2, V, 4 D), what each token adds to the sums of the first layer,
-        biases included; score_weights: (2 D,), whose product with a state is its attention score: the results.
+        biases included, or (2, 0, 4 D) if there are n-grams; score_weights: (2 D,), whose product with a state is its attention score: the results.
         """
         assert digest >= 0
         for n in range(len(weights)):
@@ -317,7 +319,7 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                 for n in range(biases.shape[2]):
                     biases[layer, direction, n] = bias_ih[layer, direction, n] + bias_hh[layer, direction, n]
         slots = np.zeros((CHUNK, SLOT_FIELDS), np.int64)
-        for direction in range(2):
+        for direction in range(2 if table.shape[1] else 0):
             multiply_all(
                 slots, len(embedding), embedding.ctypes.data, embedding.shape[1], embedding.shape[1],
                 first_forward[direction].ctypes.data, biases[0, direction].ctypes.data, np.int64(0),
@@ -331,21 +333,24 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             score_weights[d] = folded[d]
 
     def run_group(
-        values, offsets, rows, labels, worths, drop_keys, drop_threshold, drop_scale,
+        values, offsets, rows, labels, worths, drop_keys, drop_threshold, drop_scale, ngram_threshold, ngram_scale,
+        embedding, tables, first_forward, first_backward, ngram_context,
         table, biases, in_forward, in_backward, own_forward, own_backward, score_weights,
         hidden_in, hidden_out, hidden_bias, class_in, class_out, class_bias,
-        records, states, inputs, of_states, scores, carried, slots,
-        d_table, d_biases, d_in, d_own, d_score_weights, d_hidden, d_hidden_bias, d_class, d_class_bias, losses,
+        records, states, inputs, firsts, of_ngrams, of_states, scores, carried, slots,
+        d_embedded, d_of_ngrams, d_first, d_first_bias, d_ngram_context, d_table, d_biases, d_in, d_own, d_score_weights, d_hidden, d_hidden_bias, d_class, d_class_bias, losses,
     ):  # fmt: skip
         """Forward and backward through one group of rows.
 
         values, offsets, labels, worths: a batch, int32, int64 (N + 1,), int64 and float64 (N,), what a row's loss
-        counts for. rows: int64, of this group, longest first. drop_keys: uint32 (L - 1, N). drop_threshold: the share
-        that is dropped, of 2^32. drop_scale: what is kept is multiplied by it.
-        table, biases without the first layer's, score_weights: as `prepare` makes them; other weights: see `layout`.
+        counts for. rows: int64, of this group, longest first. drop_keys: uint32 (L, N), the last of n-grams.
+        drop_threshold: the share that is dropped, of 2^32. drop_scale: what is kept is multiplied by it. ngram_...: the
+        same, of n-grams. tables: (longest - 1, buckets, E).
+        table, biases, score_weights: as `prepare` makes them; other weights: see `layout`.
         records: (L, 2, at least P * RECORD * D), states: (L, P * 2 D), inputs: (L - 1, P * 2 D), empty without
-        dropout, of_states: (P, 2 D), scores: (2, P), carried: (2, N, D), and slots, see `new_slots`: scratch.
-        d_...: gradients, which are overwritten. losses: float64 (1,), the sum of the rows' losses.
+        dropout, firsts and of_ngrams: (P, F), empty without n-grams, of_states: (P, 2 D), scores: (2, P), carried: (2, N, D), and slots, see `new_slots`: scratch.
+        d_...: gradients, which are overwritten. d_embedded, d_of_ngrams: (T, F), of the batch's tokens, those of this
+        group: for each what its embedding gets, and what those of all its n-grams get. losses: float64 (1,), the sum of the rows' losses.
         """
         assert digest >= 0
         num_layers, num_rows = len(own_forward), len(rows)
@@ -364,6 +369,9 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             for t in range(lengths[n]):
                 tokens[begins[n] + t] = values[offsets[rows[n]] + t]
         no_tokens = tokens[:0]
+        has_ngrams = len(tables) > 0
+        num_features = embedding.shape[1]
+        of_rows = np.zeros((num_rows, num_features))  # what the n-grams of a row add up to
         zeros = np.zeros(max(width, 4 * size), np.float32)
         ones = np.ones(1, np.float32)
 
@@ -373,6 +381,28 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             for layer in range(num_layers):
                 states[layer, empty * width : (empty + 1) * width] = 0
                 records[layer, :, empty * record : (empty + 1) * record] = 0
+        if has_ngrams:
+            hashes = np.empty(len(tables) + 1, np.int64)
+            for n in range(num_rows + 1):
+                firsts[begins[n] - 1 if n < num_rows else num_positions - 1] = 0
+            for n in range(num_rows):
+                begin_hashes(hashes, len(embedding))
+                for p in range(begins[n], begins[n] + lengths[n]):
+                    roll_hashes(hashes, tokens[p], len(embedding))
+                    of_ngrams[p] = 0
+                    add_ngrams(hashes, tables, of_ngrams[p])
+                first = of_ngrams.ctypes.data + begins[n] * num_features * FLOAT_BYTES
+                if ngram_threshold > 0:
+                    drop(
+                        first, first, lengths[n] * num_features // LANES, np.int64(drop_keys[-1, rows[n]]),
+                        ngram_threshold, ngram_scale, LANES,
+                    )  # fmt: skip
+                for p in range(begins[n], begins[n] + lengths[n]):
+                    for e in range(num_features):
+                        firsts[p, e] = embedding[tokens[p], e] + of_ngrams[p, e]
+                        of_rows[n, e] += of_ngrams[p, e]
+                for e in range(num_features):
+                    of_rows[n, e] /= math.sqrt(lengths[n])
         for layer in range(num_layers):
             below = states[layer - 1].ctypes.data
             if layer > 0 and drop_threshold > 0:
@@ -389,10 +419,16 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                 if layer > 0:
                     multiply_all(
                         slots, num_positions, below, width, width, in_forward[layer - 1, direction].ctypes.data,
-                        biases[layer - 1, direction].ctypes.data, np.int64(0), of_direction, 4 * size, record,
+                        biases[layer, direction].ctypes.data, np.int64(0), of_direction, 4 * size, record,
+                    )  # fmt: skip
+                elif has_ngrams:
+                    multiply_all(
+                        slots, num_positions, firsts.ctypes.data, num_features, num_features,
+                        first_forward[direction].ctypes.data, biases[0, direction].ctypes.data, np.int64(0),
+                        of_direction, 4 * size, record,
                     )  # fmt: skip
                 forward_direction(
-                    slots, begins, lengths, no_tokens if layer > 0 else tokens, table[direction].ctypes.data,
+                    slots, begins, lengths, no_tokens if layer > 0 or has_ngrams else tokens, table[direction].ctypes.data,
                     own_forward[layer, direction].ctypes.data, num_panels, size, 1 - 2 * direction,
                     states[layer].ctypes.data + direction * size * FLOAT_BYTES, of_direction,
                 )  # fmt: skip
@@ -402,6 +438,9 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         attend(begins, lengths, last, scores[0], score_weights, contexts)
 
         # Backward. What the group adds to the gradients of few weights is added up in float64.
+        d_first[:] = 0
+        d_first_bias[:] = 0
+        d_ngram_context[:] = 0
         d_table[:] = 0
         d_biases[:] = 0
         d_in[:] = 0
@@ -412,12 +451,25 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         d_class_bias[:] = 0
         d_score_weights[:] = 0
         sums, d_context = np.empty(width), np.empty(width, np.float32)
+        context = np.empty(width)
         loss = 0.0
         for n in range(num_rows):
+            context[:] = contexts[n]
+            if has_ngrams:
+                for e in range(num_features):
+                    for d in range(width):
+                        context[d] += of_rows[n, e] * ngram_context[e, d]
             loss += classify_backward(
-                contexts[n], labels[rows[n]], worths[rows[n]], hidden_in, hidden_out, hidden_bias, class_in, class_out,
+                context, labels[rows[n]], worths[rows[n]], hidden_in, hidden_out, hidden_bias, class_in, class_out,
                 class_bias, d_hidden, d_hidden_bias, d_class, d_class_bias, d_context,
             )  # fmt: skip
+            if has_ngrams:
+                for e in range(num_features):
+                    total = 0.0
+                    for d in range(width):
+                        total += ngram_context[e, d] * np.float64(d_context[d])
+                        d_ngram_context[e, d] += of_rows[n, e] * d_context[d]
+                    of_rows[n, e] = total / math.sqrt(lengths[n])  # from here on the gradient for each of its tokens
             attend_backward(
                 begins[n], lengths[n], last, scores[0], score_weights, contexts[n], d_context, of_states,
                 scores[1], sums, d_score_weights,
@@ -457,6 +509,15 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                             ones.ctypes.data, 1, 0, of_chunk, record, num_panels, count,
                             d_biases[layer - 1, direction].ctypes.data,
                         )  # fmt: skip
+                    elif has_ngrams:
+                        add_outer(
+                            firsts.ctypes.data + begin * num_features * FLOAT_BYTES, num_features, num_features,
+                            of_chunk, record, num_panels, count, d_first[direction].ctypes.data,
+                        )  # fmt: skip
+                        add_outer(
+                            ones.ctypes.data, 1, 0, of_chunk, record, num_panels, count,
+                            d_first_bias[direction].ctypes.data,
+                        )  # fmt: skip
                     else:
                         to = d_table[direction].ctypes.data
                         for p in range(begin, begin + count):
@@ -480,25 +541,75 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                             first, first, lengths[n] * width // LANES, np.int64(drop_keys[layer - 1, rows[n]]),
                             drop_threshold, drop_scale, LANES,
                         )  # fmt: skip
+        if has_ngrams:
+            for direction in range(2):
+                to = of_ngrams.ctypes.data
+                multiply_all(
+                    slots, num_positions, records[0, direction].ctypes.data, 4 * size, record,
+                    first_backward[direction].ctypes.data, to if direction else zeros.ctypes.data,
+                    num_features if direction else 0, to, num_features, num_features,
+                )  # fmt: skip
+            for n in range(num_rows):
+                for t in range(lengths[n]):
+                    at = offsets[rows[n]] + t
+                    for e in range(num_features):
+                        d_embedded[at, e] = of_ngrams[begins[n] + t, e]
+                        d_of_ngrams[at, e] = of_ngrams[begins[n] + t, e] + np.float32(of_rows[n, e])
+                if ngram_threshold > 0:
+                    first = d_of_ngrams.ctypes.data + offsets[rows[n]] * num_features * FLOAT_BYTES
+                    drop(
+                        first, first, lengths[n] * num_features // LANES, np.int64(drop_keys[-1, rows[n]]),
+                        ngram_threshold, ngram_scale, LANES,
+                    )  # fmt: skip
+
+    def add_to_tables(values, offsets, d_embedded, d_of_ngrams, d_embedding, d_ngrams, square):
+        """From the gradients of tokens to those of the tables, which are overwritten.
+
+        values, offsets: a batch. d_embedded, d_of_ngrams: (T, F), see `run_group`. d_embedding: (V, F). d_ngrams:
+        (longest - 1, buckets, E). square: float64 (1,), the sum of the squares of d_ngrams.
+        """
+        assert digest >= 0
+        d_embedding[:] = 0
+        d_ngrams[:] = 0
+        hashes = np.empty(len(d_ngrams) + 1, np.int64)
+        num_features, num_buckets = d_ngrams.shape[2], np.int64(d_ngrams.shape[1])
+        for row in range(len(offsets) - 1):
+            begin_hashes(hashes, len(d_embedding))
+            for t in range(offsets[row], offsets[row + 1]):
+                roll_hashes(hashes, values[t], len(d_embedding))
+                for e in range(num_features):
+                    d_embedding[values[t], e] += d_embedded[t, e]
+                for n in range(1, len(hashes)):
+                    if hashes[n] >= 0:
+                        to = d_ngrams[n - 1, hashes[n] % num_buckets]
+                        for e in range(num_features):
+                            to[e] += d_of_ngrams[t, e]
+        total = 0.0
+        for number in d_ngrams.ravel():
+            total += np.float64(number) * number
+        square[0] = total
 
     def finish(
         gradients, d_table, d_score_weights, embedding, first_backward, keys, query,
-        d_embedding, d_first, d_first_bias, d_keys, d_query, target, clip_norm, of_parameters,
+        d_embedding, d_first, d_first_bias, d_keys, d_query, target, clip_norm, square, of_parameters,
     ):  # fmt: skip
         """From the sum over groups to the parameters' gradients.
 
         gradients: all of them, of which those called d_... are a part. d_table, d_score_weights: of the tokens' sums
         and of the folded attention. target: int64, the place of each parameter's. clip_norm: longest gradient that is
-        left as it is. of_parameters: float32, the result.
+        left as it is. square: of the length of what is not among these gradients. of_parameters: float32, the result.
+        Returns what the gradients were multiplied by.
         """
         assert digest >= 0
         slots = np.zeros((CHUNK, SLOT_FIELDS), np.int64)
         zeros, ones = np.zeros(embedding.shape[1], np.float32), np.ones(1, np.float32)
         num_tokens, num_features, num_columns = len(embedding), embedding.shape[1], d_table.shape[2]
         num_panels = num_columns // (GATES * LANES)
-        d_first[:] = 0
-        d_first_bias[:] = 0
-        for direction in range(2):
+        has_table = d_table.shape[1] > 0  # otherwise the groups have done this
+        if has_table:
+            d_first[:] = 0
+            d_first_bias[:] = 0
+        for direction in range(2 if has_table else 0):
             of_table, to = d_table[direction].ctypes.data, d_embedding.ctypes.data
             multiply_all(
                 slots, num_tokens, of_table, num_columns, num_columns, first_backward[direction].ctypes.data,
@@ -519,7 +630,6 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
                 total += np.float64(keys[a, d]) * d_score_weights[d]
                 d_keys[a, d] = query[a] * d_score_weights[d]
             d_query[a] = total
-        square = 0.0
         for n in range(len(target)):
             of_parameters[n] = gradients[target[n]]
             square += np.float64(of_parameters[n]) * of_parameters[n]
@@ -528,16 +638,20 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
         if not share >= 1:
             for n in range(len(target)):
                 of_parameters[n] *= np.float32(share)
+            return share
+        return 1.0
 
     return (
         compiled(
             run_group,
             types.void(
-                read(i32, 1), read(i64, 1), read(i64, 1), read(i64, 1), read(f64, 1), read(u32, 2), i64, f32,
+                read(i32, 1), read(i64, 1), read(i64, 1), read(i64, 1), read(f64, 1), read(u32, 2), i64, f32, i64, f32,
+                read(f32, 2), read(f32, 3), read(f32, 2), read(f32, 2), read(f32, 2),
                 read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 3), read(f32, 1),
                 read(f32, 2), read(f32, 2), read(f32, 1), read(f32, 2), read(f32, 2), read(f32, 1),
-                write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 3),
-                write(i64, 2),
+                write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 2), write(f32, 2),
+                write(f32, 3), write(i64, 2),
+                write(f32, 2), write(f32, 2), write(f32, 3), write(f32, 2), write(f32, 2),
                 write(f32, 3), write(f32, 3), write(f32, 4), write(f32, 4), write(f32, 1),
                 write(f32, 2), write(f32, 1), write(f32, 2), write(f32, 1), write(f64, 1),
             ),
@@ -550,10 +664,16 @@ def compile_step() -> tuple[Callable[..., None], Callable[..., None], Callable[.
             ),
         ),
         compiled(
-            finish,
+            add_to_tables,
             types.void(
+                read(i32, 1), read(i64, 1), read(f32, 2), read(f32, 2), write(f32, 2), write(f32, 3), write(f64, 1),
+            ),
+        ),
+        compiled(
+            finish,
+            f64(
                 read(f32, 1), read(f32, 3), read(f32, 1), read(f32, 2), read(f32, 2), read(f32, 2), read(f32, 1),
-                write(f32, 2), write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 1), read(i64, 1), f64,
+                write(f32, 2), write(f32, 3), write(f32, 2), write(f32, 2), write(f32, 1), read(i64, 1), f64, f64,
                 write(f32, 1),
             ),
         ),

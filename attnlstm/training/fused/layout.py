@@ -56,10 +56,12 @@ class Layout:
     """
 
     def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], lanes: int) -> None:
-        """shapes: of all parameters, in order."""
+        """shapes: of all parameters, in order, but those of n-grams."""
         H, L, V, C = config.hidden_size, config.num_layers, config.num_embeddings, config.num_classes
         D, F = padded(H), padded(config.embedding_dim)
         A = shapes["attention.dot_product.weight"][1]
+        has_ngrams = config.longest_ngram > 1
+        of_first = {"first": (2, F, 4 * D), "first_bias": (2, 4 * D)}
         head = {"hidden": (H, 2 * D), "hidden_bias": (H,), "class": (C, H), "class_bias": (C,)}
         self.weights = Segments(
             {
@@ -73,12 +75,15 @@ class Layout:
                 "class_in": (H, C),
                 "keys": (A, 2 * D),
                 "query": (A,),
+                "ngram_context": (F if has_ngrams else 0, 2 * D),
             }
         )
-        # Of those of a group, `table` holds what its tokens add to the sums of the first layer.
+        # Of those of a group, `table` holds what its tokens add to the sums of the first layer, unless there are n-grams.
         self.of_group = Segments(
             {
-                "table": (2, V, 4 * D),
+                "table": (2, 0 if has_ngrams else V, 4 * D),
+                **(of_first if has_ngrams else {}),
+                "ngram_context": (F if has_ngrams else 0, 2 * D),
                 "biases": (L - 1, 2, 4 * D),
                 "in": (L - 1, 2, 2 * D, 4 * D),
                 "own": (L, 2, D, 4 * D),
@@ -90,8 +95,7 @@ class Layout:
             {
                 **self.of_group._shapes,
                 "embedding": (V, F),
-                "first": (2, F, 4 * D),
-                "first_bias": (2, 4 * D),
+                **of_first,
                 "keys": (A, 2 * D),
                 "query": (A,),
             }
@@ -155,6 +159,10 @@ class Layout:
         take_gradient("attention.qk_weights.weight", found["keys"][:, of_states])
         source["query"][:] = places["attention.dot_product.weight"][0]
         take_gradient("attention.dot_product.weight", found["query"][None])
+        if has_ngrams:
+            features = np.arange(config.embedding_dim)[:, None]
+            source["ngram_context"][features, of_states] = places["ngram_context.weight"].T
+            take_gradient("ngram_context.weight", found["ngram_context"][features, of_states].T)
         # The same number added to all scores of a row changes nothing: a gradient of 0, which padding of keys has.
         nothing = self.gradients.size
         take_gradient("attention.qk_weights.bias", np.full(A, nothing))

@@ -241,7 +241,7 @@ def test_a_network_of_ones_own_is_trained_unused_parameters_and_all(
         ) -> tuple[torch.Tensor, torch.Tensor]:
             mask = torch.arange(token_ids.shape[1]) < lengths[:, None]
             weights = mask / lengths[:, None]
-            states = self._hidden_states(token_ids, lengths, generator)
+            states = self._hidden_states(self.embedding(token_ids), lengths, generator)
             return self.mlp((weights.unsqueeze(1) @ states).squeeze(1)), weights
 
     network = MeanPooling(CONFIG)

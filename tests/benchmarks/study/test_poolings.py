@@ -48,7 +48,7 @@ def test_the_published_multihead_attends_at_each_step_to_the_rows_of_batches_of_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network, token_ids = make("multihead_published"), batch()
-    states = network._hidden_states(token_ids, LENGTHS, None)
+    states = network._hidden_states(network.embedding(token_ids), LENGTHS, None)
     q, k, v = network.q(states), network.k(states), network.v(states)
     over_time = nn.MultiheadAttention(22, 1, batch_first=True).eval()
     over_time.load_state_dict(network.attention.state_dict())

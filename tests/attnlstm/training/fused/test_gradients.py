@@ -29,6 +29,7 @@ LENGTHS = [5, 61, 1, 17, 2, 61, 29, 3, 1, 43, 7]
 
 def make_batch(lengths: list[int]) -> LabelledSequences:
     values, offsets = make_rows(lengths)
+    values[::5] = 42  # hidden
     return LabelledSequences(values, offsets, np.random.default_rng(23).integers(0, 5, len(lengths)))
 
 
@@ -73,6 +74,9 @@ def check_gradients(network: AttentionLSTM, batch: LabelledSequences) -> None:
         ({"hidden_size": 37, "num_layers": 1}, [2, 1501, 3]),
         ({"hidden_size": 67, "num_layers": 3}, [31, 1, 32]),
         ({"hidden_size": 32}, LENGTHS),
+        ({"hidden_size": 16, "longest_ngram": 4, "ngram_buckets": 50}, LENGTHS * 4),
+        ({"hidden_size": 11, "num_layers": 1, "longest_ngram": 2, "ngram_buckets": 1000}, [1, 2, 3]),
+        ({"hidden_size": 37, "num_layers": 3, "embedding_dim": 20, "longest_ngram": 3, "ngram_buckets": 77}, [33] * 40),
         pytest.param({"hidden_size": 128}, LENGTHS, marks=pytest.mark.slow),
     ],
     ids=str,
