@@ -42,7 +42,7 @@ class ModelConfig:
     dropout: share of each LSTM layer's outputs dropped in training, save for the last layer's.
     longest_ngram: to each token's embedding those of the n-grams of 2 up to so many tokens that end at it are added, and
         their sum over a row, by the square root of its length, to its context. 1: there are none.
-    ngram_buckets: rows of the table of each length, onto which n-grams are hashed.
+    ngram_buckets: rows of the table of each length, onto which n-grams are hashed; a power of two.
     ngram_dropout: share of what n-grams add that is dropped in training.
     ngram_hash: by which hash (see `ngrams`). `config.json` has these four if there are n-grams.
     classes: names of the classes, in the order of the logits.
@@ -96,6 +96,8 @@ class ModelConfig:
         _check_integer("longest_ngram", self.longest_ngram, at_least=1)
         if self.longest_ngram > 1:
             _check_integer("ngram_buckets", self.ngram_buckets, at_least=1)
+            if self.ngram_buckets & (self.ngram_buckets - 1):
+                raise ValueError(f"ngram_buckets must be a power of two, not {self.ngram_buckets}")
         elif self.ngram_buckets or self.ngram_dropout:
             raise ValueError("ngram_buckets and ngram_dropout are for networks whose longest_ngram is above 1")
         if not _is_number(self.ngram_dropout) or not 0 <= self.ngram_dropout < 1:

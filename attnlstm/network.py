@@ -28,7 +28,9 @@ class AttentionLSTM(nn.Module):
         self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
         if config.longest_ngram > 1:
             # By length, bucket and feature. What was never trained says nothing.
-            self.ngrams = nn.Parameter(torch.zeros(config.longest_ngram - 1, config.ngram_buckets, config.embedding_dim))
+            self.ngrams = nn.Parameter(
+                torch.zeros(config.longest_ngram - 1, config.ngram_buckets, config.embedding_dim)
+            )
             self.ngram_context = nn.Linear(config.embedding_dim, state_size, bias=False)
         # Holds the parameters under torch's names. It is never called: a bidirectional call reads padding.
         self.sequence = nn.LSTM(

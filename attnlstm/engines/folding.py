@@ -28,12 +28,16 @@ class Folded(NamedTuple):
     table: (2, V, 4, H), what each token adds to the gates of layer 0, by direction.
     projections: (L - 1, 2, 1 + 2 H, 4, H), biases and then input weights of the layers above.
     recurrents: (L, 2, H, 4, H). score: (2 H,), whose product with a state is its attention score.
+    of_ngrams: (2, E, 4, H), input weights of layer 0 for the embeddings of n-grams; E is 0 where there are none.
+    ngram_context: (E, 2 H), by which their sum over a row adds to its context.
     """
 
     table: Doubles
     projections: Doubles
     recurrents: Doubles
     score: Doubles
+    of_ngrams: Doubles
+    ngram_context: Doubles
 
 
 def weights_of(network: "AttentionLSTM") -> Weights:
@@ -55,15 +59,17 @@ def fold(weights: Weights, config: ModelConfig, H: int, *, sigmoid_scale: float)
     scales = np.array([sigmoid_scale, sigmoid_scale, 1, sigmoid_scale])[:, None]
 
     def gates(matrix: Doubles) -> Doubles:  # (n, 4 gates x units) to (n, 4, H)
-        by_gate = matrix.reshape(len(matrix), 4, -1) * scales
+        by_gate = matrix.reshape(len(matrix), 4, config.hidden_size) * scales
         return np.pad(by_gate, ((0, 0), (0, 0), (0, H - by_gate.shape[2])))
 
-    table, projections, recurrents = [], [], []
+    table, projections, recurrents, of_ngrams = [], [], [], []
+    num_features = config.embedding_dim if config.longest_ngram > 1 else 0
     for layer, direction in itertools.product(range(config.num_layers), ("", "_reverse")):
         name = f"l{layer}{direction}"
         bias = weights[f"sequence.bias_ih_{name}"] + weights[f"sequence.bias_hh_{name}"]
         inputs = weights[f"sequence.weight_ih_{name}"].T  # (inputs, 4 gates x units), and so recurrent weights
         if layer == 0:
+            of_ngrams.append(gates(inputs[:num_features]))
             table.append(gates(_product(weights["embedding.weight"], inputs) + bias))
         else:
             projections.append(np.concatenate([gates(bias[None]), _pad_states(gates(inputs), H)]))
@@ -77,6 +83,8 @@ def fold(weights: Weights, config: ModelConfig, H: int, *, sigmoid_scale: float)
         np.stack(projections).reshape(-1, 2, 1 + 2 * H, 4, H) if projections else np.empty((0, 2, 1 + 2 * H, 4, H)),
         np.stack(recurrents).reshape(-1, 2, H, 4, H),
         _pad_states(score[0], H),
+        np.stack(of_ngrams),
+        _pad_states(weights["ngram_context.weight"], H).T.copy() if num_features else np.zeros((0, 2 * H)),
     )
 
 

@@ -59,6 +59,8 @@ def fits(config: ModelConfig, device: str) -> str | None:
     """None if this engine can run such a network on "cpu" or "cuda", otherwise why it can't."""
     if config.attention != "additive":
         return "multihead attention compares all pairs of tokens: matrix products, which torch is best at"
+    if config.longest_ngram > 1:
+        return "the network has embeddings of n-grams, which torch looks up"
     if config.hidden_size > LARGEST_HIDDEN_SIZE:
         return f"hidden_size is {config.hidden_size}; a GPU's nearest memory holds weights up to {LARGEST_HIDDEN_SIZE}"
     table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size, SMALLEST_HIDDEN_SIZE) * 4
@@ -105,7 +107,7 @@ class FusedCudaEngine:
         weights = weights_of(network)
         folded = fold(weights, config, H, sigmoid_scale=1.0)
         self._table, self._projections, self._recurrents, self._score = (
-            torch.from_numpy(matrix.astype(np.float32)).to(self.device) for matrix in folded
+            torch.from_numpy(matrix.astype(np.float32)).to(self.device) for matrix in folded[:4]
         )
         self._classifier = tuple(
             torch.from_numpy(matrix).to(self.device) for matrix in fold_classifier(weights, config, H)

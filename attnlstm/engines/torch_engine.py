@@ -237,7 +237,8 @@ class TorchEngine:
             states = torch.zeros(*is_token.shape, 2 * self._network.config.hidden_size)
             states[is_token] = torch.from_numpy(self._layers.states(token_ids[is_token].numpy(), offsets))
             context, weights = self._network.pool(states, is_token)
-            logits = self._network.mlp(context)
+            of_ngrams = self._network.embed_ngrams(token_ids) if self._network.config.longest_ngram > 1 else None
+            logits = self._network.classify(context, of_ngrams, is_token)
         rows.logits[batch] = logits
         rows.weights.scatter_(0, at.masked_fill_(~is_token, len(rows.tokens)).flatten(), weights.flatten())
 
@@ -260,6 +261,9 @@ def _copy(network: AttentionLSTM, dtype: torch.dtype) -> AttentionLSTM:
     if dtype != torch.float32:
         copied.embedding.to(dtype)
         copied.sequence.to(dtype)
+        if copied.config.longest_ngram > 1:
+            copied.ngrams.data = copied.ngrams.data.to(dtype)
+            copied.ngram_context.to(dtype)
         # From here on float32 again, whichever pooling it is.
         pool = copied.pool
         copied.pool = lambda states, mask: pool(states.float(), mask)  # type: ignore[method-assign]

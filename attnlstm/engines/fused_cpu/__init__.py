@@ -58,6 +58,8 @@ def layers_fit(config: ModelConfig) -> str | None:
         return (
             f"hidden_size is {config.hidden_size}; above {LARGEST_HIDDEN_SIZE} torch's own kernel is at least as fast"
         )
+    if config.longest_ngram > 1 and config.embedding_dim > config.hidden_size:
+        return f"embedding_dim is {config.embedding_dim}; those of n-grams fit up to hidden_size, {config.hidden_size}"
     table_bytes = 2 * config.num_embeddings * 4 * padded(config.hidden_size) * 4
     if table_bytes > LARGEST_TABLE_BYTES:
         return (

@@ -16,6 +16,7 @@ a multiple of `pooling.LANES`; a panel is a vector of hidden units, `lanes` of t
 # Numba gives these functions their types when it compiles them; mypy can't follow.
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ import numpy as np
 from numba import njit
 from numba.core import types
 
-from attnlstm.engines.fused_cpu import pooling, tile, vectors
+from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
+from attnlstm.engines.fused_cpu.ngrams import add_ngrams, begin_hashes, roll_hashes
 from attnlstm.engines.fused_cpu.pooling import classify, pool
 from attnlstm.engines.fused_cpu.tile import (
     BEFORE,
@@ -58,7 +60,8 @@ _read = functools.partial(types.Array, layout="C", readonly=True)
 _write = functools.partial(types.Array, layout="C")
 SIGNATURE = types.void(
     _read(types.int32, 1), _read(types.int64, 1), _read(types.int64, 1), types.int64,
-    _read(types.float32, 3), _read(types.float32, 3), _read(types.float32, 4), _read(types.float32, 4),
+    _read(types.float32, 3), _read(types.float32, 3), _read(types.float64, 2), _read(types.float32, 3),
+    _read(types.float32, 4), _read(types.float32, 4),
     _read(types.float32, 1),
     _read(types.float64, 2), _read(types.float64, 1), _read(types.float64, 2), _read(types.float64, 1),
     _write(types.int64, 2), _write(types.float32, 2), _write(types.float32, 2), _write(types.float32, 2),
@@ -88,26 +91,27 @@ def part_of_step(slots, num_active, weights, first_unit, size, first_input, coun
 
 
 @njit
-def step(slots, num_active, weights, num_panels, num_below, hidden_size, size):
-    """One step of all active slots. weights: address of float32 (panels, inputs, 4, lanes)."""
+def step(slots, num_active, weights, num_panels, counts, size):
+    """One step of all active slots. weights: address of float32 (panels, inputs, 4, lanes). counts: of inputs, as
+    `step_tile` takes them."""
     input_bytes = GATES * LANES * FLOAT_BYTES
-    panel_bytes = (2 * num_below + hidden_size) * input_bytes
+    panel_bytes = (counts[0] + counts[1] + counts[2]) * input_bytes
     for panel in range(num_panels):
         unit = panel * LANES
         if panel_bytes <= PANEL_BYTES:
-            counts = (num_below, num_below, hidden_size)
             part_of_step(slots, num_active, weights, unit, size, 0, counts, True, True)
             weights += panel_bytes
             continue
         part_size = PART_BYTES // input_bytes
-        for half in range(0 if num_below > 0 else 2, 3):
-            for begin in range(0, hidden_size, part_size):
-                count = min(part_size, hidden_size - begin)
-                counts = (count * (half == 0), count * (half == 1), count * (half == 2))
-                is_first = begin == 0 and (half == 0 or num_below == 0)
-                is_last = half == 2 and begin + count == hidden_size
-                part_of_step(slots, num_active, weights, unit, size, begin, counts, is_first, is_last)
+        is_first = True
+        for half in range(3):
+            for begin in range(0, counts[half], part_size):
+                count = min(part_size, counts[half] - begin)
+                of_part = (count * (half == 0), count * (half == 1), count * (half == 2))
+                is_last = half == 2 and begin + count == counts[2]
+                part_of_step(slots, num_active, weights, unit, size, begin, of_part, is_first, is_last)
                 weights += count * input_bytes
+                is_first = False
 
 
 @njit
@@ -121,14 +125,13 @@ def begin_row(slot, cells, first, num_tokens, below, above, state_bytes, zeros, 
 
 @njit
 def run_direction(
-    slots, cells, zeros, begins, tokens, sums, sums_bytes, weights, num_panels, below, above, size, num_below,
-    hidden_size, is_reverse,
+    slots, cells, zeros, begins, tokens, sums, sums_bytes, weights, num_panels, below, above, size, counts, is_reverse
 ):  # fmt: skip
     """One direction of one layer over all rows.
 
     sums: address of where gate sums begin, (panels, 4, lanes), of token 0; each token has its own, sums_bytes on.
-    weights: address of float32 (panels, inputs, 4, lanes). below: address of (T, 2, D), with num_below units in each
-    half that count, perhaps 0. above: address of (T, 2, D) where this direction's states of token 0 go.
+    weights: address of float32 (panels, inputs, 4, lanes). below: address of (T, 2, D). counts: how many numbers of its
+    first and second half, and of this direction's states, are inputs. above: address of (T, 2, D) where this direction's states of token 0 go.
     """
     state_bytes = 2 * size * FLOAT_BYTES
     ahead = -1 if is_reverse else 1
@@ -160,7 +163,7 @@ def run_direction(
         for _ in range(num_steps):
             for s in range(num_active):
                 slots[s, SUMS] = sums + sums_bytes * tokens[slots[s, TOKEN]]
-            step(slots, num_active, weights, num_panels, num_below, hidden_size, size)
+            step(slots, num_active, weights, num_panels, counts, size)
             for s in range(num_active):
                 slots[s, TOKEN] += ahead
                 slots[s, BELOW] += ahead * state_bytes
@@ -174,13 +177,15 @@ def run_direction(
 def compile_score_rows() -> Callable[..., None]:
     """The kernel for any network, compiled for this processor, or read from Numba's cache on disk.
 
-    score_rows(values, offsets, rows, hidden_size, table, biases, first_weights, upper_weights, score_weights,
-    hidden_weights, hidden_biases, class_weights, class_biases, states, cells, partial_sums, logits,
+    score_rows(values, offsets, rows, hidden_size, table, tables, ngram_context, biases, first_weights, upper_weights,
+    score_weights, hidden_weights, hidden_biases, class_weights, class_biases, states, cells, partial_sums, logits,
     probabilities, attention_weights) computes some rows of a ragged batch.
     values, offsets: as `Engine.score` has them, values int32. rows: int64 (N,), indices of the rows.
     table: float32 (2, V, panels * 4 * lanes), what each token adds to the gates of layer 0, by direction.
+    tables: float32 (longest - 1, buckets, F), of n-grams, perhaps none: E features in whole vectors. ngram_context: float64 (E, 2 D).
     biases: float32 (L - 1, 2, panels * 4 * lanes), of the layers above. first_weights: float32 (1, 2, panels,
-    H * 4 * lanes), and upper_weights: (L - 1, 2, panels, 3 H * 4 * lanes), both halves of the layer below first.
+    (E + H) * 4 * lanes), or H instead of E + H without n-grams, and upper_weights: (L - 1, 2, panels, 3 H * 4 * lanes),
+    both halves of the layer below first.
     score_weights: float32 (2 D,). The classifier's: float64, as `pooling.classify` takes them.
     slots: int64 (slots, SLOT_FIELDS), states: float32 (2, at least T * 2 D), or (1, ...) for a single layer, with 0
     in what is padding; cells: (slots, D), partial_sums: (slots, 4 * lanes): scratch.
@@ -188,11 +193,11 @@ def compile_score_rows() -> Callable[..., None]:
     each value: the results.
     """
     # Numba compiles again when this file changes; the digest, closed over, makes it watch the others too.
-    digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (pooling, tile, vectors)))
+    digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (ngrams, pooling, tile, vectors)))
 
     def score_rows(
-        values, offsets, rows, hidden_size, table, biases, first_weights, upper_weights, score_weights,
-        hidden_weights, hidden_biases, class_weights, class_biases, slots, states, cells, partial_sums,
+        values, offsets, rows, hidden_size, table, tables, ngram_context, biases, first_weights, upper_weights,
+        score_weights, hidden_weights, hidden_biases, class_weights, class_biases, slots, states, cells, partial_sums,
         logits, probabilities, attention_weights,
     ):  # fmt: skip
         assert digest >= 0
@@ -210,6 +215,21 @@ def compile_score_rows() -> Callable[..., None]:
             slots[s, CELL], slots[s, PARTIAL] = cells[s].ctypes.data, partial_sums[s].ctypes.data
         num_panels = first_weights.shape[2]
         below = above = states[0].ctypes.data
+        num_features = len(ngram_context)
+        of_rows = np.zeros((len(rows), num_features))  # what the n-grams of a row add up to
+        if num_features > 0:
+            # They lie where the second layer's states will.
+            above = states[1].ctypes.data
+            hashes = np.empty(len(tables) + 1, np.int64)
+            for n in range(len(rows)):
+                begin_hashes(hashes, table.shape[1])
+                for t in range(begins[n], begins[n + 1]):
+                    roll_hashes(hashes, tokens[t], table.shape[1])
+                    of_ngrams = states[1, t * 2 * size : t * 2 * size + tables.shape[2]]
+                    of_ngrams[:] = 0
+                    add_ngrams(hashes, tables, of_ngrams)
+                    for e in range(num_features):
+                        of_rows[n, e] += of_ngrams[e]
         for layer in range(1 + len(upper_weights)):
             below, above = above, states[layer % len(states)].ctypes.data
             for direction in range(2):
@@ -218,19 +238,23 @@ def compile_score_rows() -> Callable[..., None]:
                     run_direction(
                         slots, cells, zeros, begins, tokens, table[direction].ctypes.data,
                         table.shape[2] * FLOAT_BYTES, first_weights[0, direction].ctypes.data, num_panels, below, to,
-                        size, 0, hidden_size, direction == 1,
+                        size, (num_features, 0, hidden_size), direction == 1,
                     )  # fmt: skip
                 else:
                     run_direction(
                         slots, cells, zeros, begins, tokens, biases[layer - 1, direction].ctypes.data, 0,
-                        upper_weights[layer - 1, direction].ctypes.data, num_panels, below, to, size, hidden_size,
-                        hidden_size, direction == 1,
+                        upper_weights[layer - 1, direction].ctypes.data, num_panels, below, to, size,
+                        (hidden_size, hidden_size, hidden_size), direction == 1,
                     )  # fmt: skip
 
         context = np.empty(2 * size)
         for n in range(len(rows)):
             weights = attention_weights[offsets[rows[n]] : offsets[rows[n] + 1]]
             pool(above + begins[n] * 2 * size * FLOAT_BYTES, score_weights, weights, context)
+            for e in range(num_features):
+                share = of_rows[n, e] / math.sqrt(begins[n + 1] - begins[n])
+                for d in range(2 * size):
+                    context[d] += share * ngram_context[e, d]
             classify(context, hidden_weights, hidden_biases, class_weights, class_biases, logits[n], probabilities[n])
 
     return compiled(score_rows, SIGNATURE)

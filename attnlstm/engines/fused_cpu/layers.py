@@ -17,6 +17,7 @@ import numpy.typing as npt
 from attnlstm.engines.folding import Doubles, Folded, fold, fold_classifier, weights_of
 from attnlstm.engines.fused_cpu import NUM_SLOTS, Floats, aligned, padded
 from attnlstm.engines.fused_cpu.kernel import LANES, compile_score_rows
+from attnlstm.engines.fused_cpu.ngrams import LANES as FEATURE_LANES
 from attnlstm.engines.fused_cpu.tile import SLOT_FIELDS
 
 if TYPE_CHECKING:
@@ -41,11 +42,16 @@ class FusedLayers:
         self._hidden_size, self._size = config.hidden_size, padded(config.hidden_size)
         # Of states: one layer reads what the other writes.
         self._num_layers, self._num_buffers = config.num_layers, min(config.num_layers, 2)
+        if config.longest_ngram > 1:
+            self._num_buffers = 2
         self._score_rows = compile_score_rows()
         weights = weights_of(network)
         # The kernel's sigmoid is a tanh: (1 + tanh(x / 2)) / 2.
         folded = fold(weights, config, self._size, sigmoid_scale=0.5)
-        self._kernel_weights = _lay_out(folded, config.hidden_size, LANES)
+        table, *others = _lay_out(folded, config.hidden_size, LANES)
+        tables = weights.get("ngrams", np.zeros((0, 0, 0)))
+        tables = np.pad(tables, ((0, 0), (0, 0), (0, -tables.shape[2] % FEATURE_LANES)))
+        self._kernel_weights = table, _single(tables), folded.ngram_context, *others
         self._classifier = fold_classifier(weights, config, self._size)
         self._scratch = threading.local()
 
@@ -128,7 +134,7 @@ def _lay_out(folded: Folded, hidden_size: int, lanes: int) -> tuple[Floats, ...]
     matrices = (
         table.reshape(*table.shape[:2], num_panels * 4 * lanes),
         biases.reshape(*biases.shape[:2], num_panels * 4 * lanes),
-        by_inputs(recurrents[:1]),
+        by_inputs(np.concatenate([folded.of_ngrams[None], recurrents[:1]], axis=2)),
         by_inputs(np.concatenate([below, recurrents[1:]], axis=2)),
         folded.score,
     )

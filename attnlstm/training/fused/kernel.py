@@ -27,7 +27,7 @@ from numba import njit
 from numba.core import types
 
 from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
-from attnlstm.engines.fused_cpu.ngrams import add_ngrams, begin_hashes, roll_hashes
+from attnlstm.engines.fused_cpu.ngrams import add_ngrams, add_run, begin_hashes, bucket_of, roll_hashes
 from attnlstm.engines.fused_cpu.pooling import LANES as POOLED_LANES
 from attnlstm.engines.fused_cpu.pooling import add_weighted, exponential, pool, score_tokens
 from attnlstm.engines.fused_cpu.tile import GATES, Tile, tile_of_processor
@@ -41,7 +41,6 @@ from attnlstm.training.fused.tiles import (
     START,
     STEPS_AHEAD,
     TO,
-    add_run,
     backward_cell,
     drop,
     fetch,
@@ -296,7 +295,9 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
     """What comes of a batch, compiled for this processor, or read from Numba's cache on disk: `run_group` for each
     group of its rows, `prepare` before, and `add_to_tables` (if there are n-grams) and `finish` after them. See there."""
     # Numba compiles again when this file changes; the digest, closed over, makes it watch the others too.
-    digest = zlib.crc32(b"".join(Path(module.__file__).read_bytes() for module in (ngrams, pooling, tile, tiles, vectors)))
+    digest = zlib.crc32(
+        b"".join(Path(module.__file__).read_bytes() for module in (ngrams, pooling, tile, tiles, vectors))
+    )
     f32, f64, i32, i64, u32 = types.float32, types.float64, types.int32, types.int64, types.uint32
     read = functools.partial(types.Array, layout="C", readonly=True)
     write = functools.partial(types.Array, layout="C")
@@ -572,7 +573,7 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
         d_embedding[:] = 0
         d_ngrams[:] = 0
         hashes = np.empty(len(d_ngrams) + 1, np.int64)
-        num_features, num_buckets = d_ngrams.shape[2], np.int64(d_ngrams.shape[1])
+        num_features = d_ngrams.shape[2]
         for row in range(len(offsets) - 1):
             begin_hashes(hashes, len(d_embedding))
             for t in range(offsets[row], offsets[row + 1]):
@@ -581,7 +582,7 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
                     d_embedding[values[t], e] += d_embedded[t, e]
                 for n in range(1, len(hashes)):
                     if hashes[n] >= 0:
-                        to = d_ngrams[n - 1, hashes[n] % num_buckets]
+                        to = d_ngrams[n - 1, bucket_of(hashes[n], d_ngrams.shape[1])]
                         for e in range(num_features):
                             to[e] += d_of_ngrams[t, e]
         total = 0.0

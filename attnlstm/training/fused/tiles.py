@@ -277,27 +277,6 @@ def outer_tile(typing, inputs, input_width, gradients, gradient_width, count, to
 
 
 @intrinsic(prefer_literal=True)
-def add_run(typing, to, numbers, num_vectors, lanes):
-    """to += numbers, both addresses of num_vectors * lanes float32."""
-
-    def emit(context, builder, signature, args):
-        num_lanes = lanes.literal_value
-        vectors = Vectors(builder, num_lanes)
-        to, numbers = (pointer_to(builder, address, FLOAT) for address in args[:2])
-
-        def one_vector(n, carried):
-            first = builder.mul(n, INT64(num_lanes))
-            place = at(builder, to, first)
-            vectors.store(vectors.add(vectors.load(place), vectors.load(at(builder, numbers, first))), place)
-            return []
-
-        repeat(builder, args[2], [], one_vector)
-        return context.get_dummy_value()
-
-    return types.void(ADDRESS, ADDRESS, types.int64, lanes), emit
-
-
-@intrinsic(prefer_literal=True)
 def drop(typing, numbers, to, num_vectors, key, threshold, scale, lanes):
     """to[n] = 0 where a hash of key + n is below the threshold, otherwise scale * numbers[n]: dropout.
 

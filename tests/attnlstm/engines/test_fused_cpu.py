@@ -44,6 +44,9 @@ def network() -> AttentionLSTM:
         {"hidden_size": 5},
         {"hidden_size": 8, "num_layers": 3},
         {"hidden_size": 37},
+        {"hidden_size": 16, "longest_ngram": 4, "ngram_buckets": 64},
+        {"hidden_size": 11, "num_layers": 1, "longest_ngram": 2, "ngram_buckets": 1024},
+        {"hidden_size": 96, "longest_ngram": 3, "ngram_buckets": 64},
         {"hidden_size": 96},  # whose panels of weights are used in parts
         pytest.param({"hidden_size": 256}, marks=pytest.mark.slow),
     ],
