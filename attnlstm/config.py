@@ -40,8 +40,8 @@ class ModelConfig:
     num_heads: heads of the multihead attention; must divide 2 * hidden_size.
     attention_size: rows of the additive attention's matrix; None for 2 * hidden_size.
     dropout: share of each LSTM layer's outputs dropped in training, save for the last layer's.
-    longest_ngram: to each token's embedding those of the n-grams of 2 up to so many tokens that end at it are added, and
-        their sum over a row, by the square root of its length, to its context. 1: there are none.
+    longest_ngram: to each token's embedding those of the n-grams that end at it are added, of 2 up to so many tokens;
+        their sum over a row, by the square root of its length, goes to its context. 1: there are none.
     ngram_buckets: rows of the table of each length, onto which n-grams are hashed; a power of two.
     ngram_dropout: share of what n-grams add that is dropped in training.
     ngram_hash: by which hash (see `ngrams`). `config.json` has these four if there are n-grams.

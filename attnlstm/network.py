@@ -28,9 +28,8 @@ class AttentionLSTM(nn.Module):
         self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
         if config.longest_ngram > 1:
             # By length, bucket and feature. What was never trained says nothing.
-            self.ngrams = nn.Parameter(
-                torch.zeros(config.longest_ngram - 1, config.ngram_buckets, config.embedding_dim)
-            )
+            shape = config.longest_ngram - 1, config.ngram_buckets, config.embedding_dim
+            self.ngrams = nn.Parameter(torch.zeros(shape))
             self.ngram_context = nn.Linear(config.embedding_dim, state_size, bias=False)
         # Holds the parameters under torch's names. It is never called: a bidirectional call reads padding.
         self.sequence = nn.LSTM(
@@ -74,7 +73,7 @@ class AttentionLSTM(nn.Module):
             of_ngrams = self.embed_ngrams(token_ids)
             if self.training and self.config.ngram_dropout:
                 of_ngrams = _dropout(of_ngrams, self.config.ngram_dropout, generator)
-            x = x + of_ngrams
+            x = x + of_ngrams.to(x.dtype)
         context, weights = self.pool(self._hidden_states(x, lengths, generator), mask)
         return self.classify(context, of_ngrams, mask), weights
 
@@ -82,7 +81,7 @@ class AttentionLSTM(nn.Module):
         """The sum of the embeddings of the n-grams that end at each token: float (B, T, E)."""
         config = self.config
         found = ngram_buckets(token_ids, config.longest_ngram, config.ngram_buckets, config.num_embeddings)
-        total = token_ids.new_zeros((), dtype=self.ngrams.dtype)
+        total = self.ngrams.new_zeros(())
         for table, buckets in zip(self.ngrams, found, strict=True):
             total = total + F.embedding(buckets.clamp(min=0), table) * (buckets >= 0)[..., None]
         return total
@@ -111,7 +110,8 @@ class AttentionLSTM(nn.Module):
         return summed_attention(self.attention, self.q(states), self.k(states), self.v(states), mask)
 
     def _hidden_states(self, x: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The last layer's states (B, T, 2H), of embedded tokens (B, T, E). On padding they are finite and mean nothing.
+        """The last layer's states (B, T, 2H), of embedded tokens (B, T, E). On padding they are finite,
+        and mean nothing.
 
         The backward direction runs forward over rows that are reversed up to their own length, so in both
         directions padding comes after the last real token. `PackedSequence` would do the same and turn off

@@ -261,9 +261,6 @@ def _copy(network: AttentionLSTM, dtype: torch.dtype) -> AttentionLSTM:
     if dtype != torch.float32:
         copied.embedding.to(dtype)
         copied.sequence.to(dtype)
-        if copied.config.longest_ngram > 1:
-            copied.ngrams.data = copied.ngrams.data.to(dtype)
-            copied.ngram_context.to(dtype)
         # From here on float32 again, whichever pooling it is.
         pool = copied.pool
         copied.pool = lambda states, mask: pool(states.float(), mask)  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
@@ -14,17 +15,21 @@ from attnlstm.training.rows import LabelledSequences
 SIZES = {"num_embeddings": 43, "embedding_dim": 7, "hidden_size": 11, "classes": ("a", "b", "c", "d", "e")}
 
 
-@pytest.fixture(params=["additive", "multihead", "multihead, two heads", "three layers"])
+@pytest.fixture(params=["additive", "multihead", "multihead, two heads", "three layers", "n-grams"])
 def network(request: pytest.FixtureRequest) -> AttentionLSTM:
-    """Both attentions, several heads, another depth; in evaluation mode."""
+    """Both attentions, several heads, another depth, n-grams; in evaluation mode."""
     more = {
         "additive": {"attention_size": 13},
         "multihead": {"attention": "multihead"},
         "multihead, two heads": {"attention": "multihead", "num_heads": 2},
         "three layers": {"num_layers": 3},
+        "n-grams": {"longest_ngram": 3, "ngram_buckets": 64},
     }[request.param]
     torch.manual_seed(17)
-    return AttentionLSTM(ModelConfig(**SIZES, **more)).eval()
+    network = AttentionLSTM(ModelConfig(**SIZES, **more)).eval()
+    if network.config.longest_ngram > 1:
+        nn.init.normal_(network.ngrams)
+    return network
 
 
 @pytest.fixture(scope="session")

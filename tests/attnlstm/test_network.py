@@ -19,10 +19,15 @@ def batch(padding_id: int = 42) -> Tensor:
 
 def plain(network: AttentionLSTM, row: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (C,) and weights (T,) of one row by torch's modules alone, with nothing but real tokens."""
-    states, _ = network.sequence(network.embedding(row[None]))
+    embedded, added = network.embedding(row[None]), torch.zeros(())
+    if network.config.longest_ngram > 1:
+        of_ngrams = network.embed_ngrams(row[None])
+        embedded = embedded + of_ngrams
+        added = network.ngram_context(of_ngrams.sum(1) / len(row) ** 0.5)
+    states, _ = network.sequence(embedded)
     if isinstance(network.attention, AdditiveAttention):
         weights = network.attention.dot_product(network.attention.qk_weights(states)).softmax(1)
-        return network.mlp((weights * states).sum(1))[0], weights[0, :, 0]
+        return network.mlp((weights * states).sum(1) + added)[0], weights[0, :, 0]
     outputs, received = network.attention(network.q(states), network.k(states), network.v(states))
     return network.mlp(outputs.sum(1))[0], received[0].mean(0)
 
@@ -61,8 +66,8 @@ def test_gradients_of_one_row_stop_at_that_row(network: AttentionLSTM) -> None:
     embedded: list[Tensor] = []
     network.embedding.register_forward_hook(lambda module, args, output: embedded.append(output))
     logits, _ = network(batch(), LENGTHS)
-    (gradient,) = torch.autograd.grad(logits[3].sum(), embedded[0])  # (T, B, E)
-    reached = gradient.abs().sum(-1).t() > 0
+    (gradient,) = torch.autograd.grad(logits[3].sum(), embedded[0])  # (B, T, E)
+    reached = gradient.abs().sum(-1) > 0
     assert reached[3].tolist() == [True] * 23 + [False] * 14
     assert not reached[[0, 1, 2, 4, 5, 6]].any()
 

@@ -130,8 +130,9 @@ def run_direction(
     """One direction of one layer over all rows.
 
     sums: address of where gate sums begin, (panels, 4, lanes), of token 0; each token has its own, sums_bytes on.
-    weights: address of float32 (panels, inputs, 4, lanes). below: address of (T, 2, D). counts: how many numbers of its
-    first and second half, and of this direction's states, are inputs. above: address of (T, 2, D) where this direction's states of token 0 go.
+    weights: address of float32 (panels, inputs, 4, lanes). below: address of (T, 2, D). counts: how many numbers of
+    its first and second half, and of this direction's states, are inputs. above: address of (T, 2, D) where this
+    direction's states of token 0 go.
     """
     state_bytes = 2 * size * FLOAT_BYTES
     ahead = -1 if is_reverse else 1
@@ -182,7 +183,8 @@ def compile_score_rows() -> Callable[..., None]:
     probabilities, attention_weights) computes some rows of a ragged batch.
     values, offsets: as `Engine.score` has them, values int32. rows: int64 (N,), indices of the rows.
     table: float32 (2, V, panels * 4 * lanes), what each token adds to the gates of layer 0, by direction.
-    tables: float32 (longest - 1, buckets, F), of n-grams, perhaps none: E features in whole vectors. ngram_context: float64 (E, 2 D).
+    tables: float32 (longest - 1, buckets, F), of n-grams, perhaps none: E features in whole vectors. ngram_context:
+    float64 (E, 2 D).
     biases: float32 (L - 1, 2, panels * 4 * lanes), of the layers above. first_weights: float32 (1, 2, panels,
     (E + H) * 4 * lanes), or H instead of E + H without n-grams, and upper_weights: (L - 1, 2, panels, 3 H * 4 * lanes),
     both halves of the layer below first.

@@ -55,7 +55,7 @@ def bucket_of(hashed, num_buckets):
 
 @njit(forceinline=True)
 def begin_hashes(hashes, num_embeddings):
-    """hashes: int64 (longest,), of the n-grams that end before a row's first token, by n - 1; -1 where there is none."""
+    """hashes: int64 (longest,), of the n-grams that end before a row's first token, by n - 1; -1 for none."""
     hashes[:] = -1
     hashes[0] = num_embeddings + 1
 

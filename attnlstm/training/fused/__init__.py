@@ -148,7 +148,8 @@ class FusedGradients:
                 weights["class_in"], weights["class"], weights["class_bias"],
                 *scratch,
                 d_embedded, d_of_ngrams, of_group.get("first", no_first), of_group.get("first_bias", no_first_bias),
-                of_group["ngram_context"], of_group["table"], of_group["biases"], of_group["in"], of_group["own"], of_group["score"],
+                of_group["ngram_context"],
+                of_group["table"], of_group["biases"], of_group["in"], of_group["own"], of_group["score"],
                 of_group["hidden"], of_group["hidden_bias"], of_group["class"], of_group["class_bias"], loss,
             )  # fmt: skip
             return float(loss[0])
@@ -204,7 +205,8 @@ class FusedGradients:
             features = self._weights["embedding"].shape[1]
             kept = (
                 aligned((L, 2, P * self._record * D)), aligned((L, P * 2 * D)), aligned((L - 1, with_dropout)),
-                aligned((with_ngrams, features)), aligned((with_ngrams, features)), aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)), self._new_slots(num_rows),
+                aligned((with_ngrams, features)), aligned((with_ngrams, features)),
+                aligned((P, 2 * D)), aligned((2, P)), aligned((2, num_rows, D)), self._new_slots(num_rows),
             )  # fmt: skip
             self._scratch.kept = kept
         return kept

@@ -293,7 +293,7 @@ def new_slots(num_rows: int) -> np.ndarray:
 @functools.cache
 def compile_step() -> tuple[Callable[..., Any], ...]:
     """What comes of a batch, compiled for this processor, or read from Numba's cache on disk: `run_group` for each
-    group of its rows, `prepare` before, and `add_to_tables` (if there are n-grams) and `finish` after them. See there."""
+    group of its rows, `prepare` before, and `add_to_tables`, if there are n-grams, and `finish` after them."""
     # Numba compiles again when this file changes; the digest, closed over, makes it watch the others too.
     digest = zlib.crc32(
         b"".join(Path(module.__file__).read_bytes() for module in (ngrams, pooling, tile, tiles, vectors))
@@ -310,7 +310,8 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
 
         parameters: float32, end to end, and a 0. source, scale: see `layout`. weights: all of them, of which the next
         six are a part. biases: (L, 2, 4 D); table: (2, V, 4 D), what each token adds to the sums of the first layer,
-        biases included, or (2, 0, 4 D) if there are n-grams; score_weights: (2 D,), whose product with a state is its attention score: the results.
+        biases included, or (2, 0, 4 D) if there are n-grams; score_weights: (2 D,), whose product with a state is its
+        attention score: the results.
         """
         assert digest >= 0
         for n in range(len(weights)):
@@ -339,7 +340,8 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
         table, biases, in_forward, in_backward, own_forward, own_backward, score_weights,
         hidden_in, hidden_out, hidden_bias, class_in, class_out, class_bias,
         records, states, inputs, firsts, of_ngrams, of_states, scores, carried, slots,
-        d_embedded, d_of_ngrams, d_first, d_first_bias, d_ngram_context, d_table, d_biases, d_in, d_own, d_score_weights, d_hidden, d_hidden_bias, d_class, d_class_bias, losses,
+        d_embedded, d_of_ngrams, d_first, d_first_bias, d_ngram_context,
+        d_table, d_biases, d_in, d_own, d_score_weights, d_hidden, d_hidden_bias, d_class, d_class_bias, losses,
     ):  # fmt: skip
         """Forward and backward through one group of rows.
 
@@ -349,9 +351,11 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
         same, of n-grams. tables: (longest - 1, buckets, E).
         table, biases, score_weights: as `prepare` makes them; other weights: see `layout`.
         records: (L, 2, at least P * RECORD * D), states: (L, P * 2 D), inputs: (L - 1, P * 2 D), empty without
-        dropout, firsts and of_ngrams: (P, F), empty without n-grams, of_states: (P, 2 D), scores: (2, P), carried: (2, N, D), and slots, see `new_slots`: scratch.
+        dropout, firsts and of_ngrams: (P, F), empty without n-grams, of_states: (P, 2 D), scores: (2, P), carried:
+        (2, N, D), and slots, see `new_slots`: scratch.
         d_...: gradients, which are overwritten. d_embedded, d_of_ngrams: (T, F), of the batch's tokens, those of this
-        group: for each what its embedding gets, and what those of all its n-grams get. losses: float64 (1,), the sum of the rows' losses.
+        group: for each what its embedding gets, and what those of all its n-grams get. losses: float64 (1,), the sum of
+        the rows' losses.
         """
         assert digest >= 0
         num_layers, num_rows = len(own_forward), len(rows)
@@ -429,9 +433,9 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
                         of_direction, 4 * size, record,
                     )  # fmt: skip
                 forward_direction(
-                    slots, begins, lengths, no_tokens if layer > 0 or has_ngrams else tokens, table[direction].ctypes.data,
-                    own_forward[layer, direction].ctypes.data, num_panels, size, 1 - 2 * direction,
-                    states[layer].ctypes.data + direction * size * FLOAT_BYTES, of_direction,
+                    slots, begins, lengths, no_tokens if layer > 0 or has_ngrams else tokens,
+                    table[direction].ctypes.data, own_forward[layer, direction].ctypes.data, num_panels, size,
+                    1 - 2 * direction, states[layer].ctypes.data + direction * size * FLOAT_BYTES, of_direction,
                 )  # fmt: skip
 
         last = states[num_layers - 1].ctypes.data

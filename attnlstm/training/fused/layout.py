@@ -78,7 +78,8 @@ class Layout:
                 "ngram_context": (F if has_ngrams else 0, 2 * D),
             }
         )
-        # Of those of a group, `table` holds what its tokens add to the sums of the first layer, unless there are n-grams.
+        # Of those of a group, `table` holds what its tokens add to the sums of the first layer; with n-grams, no token
+        # adds the same everywhere.
         self.of_group = Segments(
             {
                 "table": (2, 0 if has_ngrams else V, 4 * D),

@@ -65,7 +65,9 @@ def test_scores_agree_with_float64(sizes: dict[str, int]) -> None:
     check_scores(network, scores, *rows)
 
 
-def test_a_row_has_the_same_bits_in_any_company(network: AttentionLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [{}, {"longest_ngram": 3, "ngram_buckets": 64}], ids=str)
+def test_a_row_has_the_same_bits_in_any_company(more: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_network(hidden_size=11, attention_size=13, **more)
     values, offsets = make_rows(LENGTHS * 3)
     engine = FusedCpuEngine(network)
     alone = [engine.score(values[start:end], np.array([0, end - start])) for start, end in pairwise(offsets)]

@@ -34,9 +34,10 @@ def test_rows_come_back_in_order_as_the_network_scores_each_alone(network: Atten
     check_scores(network, TorchEngine(network, "cpu", threads=2).score(*rows), *rows, 1e-5)
 
 
-def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel() -> None:
+@pytest.mark.parametrize("more", [{}, {"longest_ngram": 3, "ngram_buckets": 64}], ids=str)
+def test_a_multihead_network_has_its_layers_computed_by_the_fused_kernel(more: dict[str, int]) -> None:
     pytest.importorskip("numba")
-    network = make_network(hidden_size=11, attention="multihead")
+    network = make_network(hidden_size=11, attention="multihead", **more)
     values, offsets = make_rows(LENGTHS)
     fused, plain = TorchEngine(network, "cpu"), TorchEngine(network, "cpu")
     assert fused._layers is not None
