@@ -26,6 +26,9 @@ REQUIRED_KEYS = (
 )
 """What every `config.json` must state; the rest has defaults."""
 
+HUB_KEYS = ("id2label", "label2id")
+"""What model hubs' scripts read the names of classes from; these say what `classes` says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -143,9 +146,21 @@ class ModelConfig:
                 del record[name]
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
+    def to_hub_json(self) -> str:
+        """The text of `config.json` as model hubs' scripts read it, which `from_json` takes as well."""
+        record = json.loads(self.to_json()) | self._for_hubs()
+        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+    def _for_hubs(self) -> dict[str, dict[str, object]]:
+        id2label: dict[str, object] = {str(number): name for number, name in enumerate(self.classes)}
+        return dict(zip(HUB_KEYS, (id2label, {name: number for number, name in enumerate(self.classes)}), strict=True))
+
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Self:
-        """The configuration that `to_json` wrote. where: its place, for messages. Raises ValueError."""
+        """The configuration that `to_json` or `to_hub_json` wrote. where: its place, for messages.
+
+        Raises ValueError.
+        """
         try:
             read = json.loads(text)
         except ValueError as error:  # covers bytes that are not UTF-8
@@ -155,14 +170,18 @@ class ModelConfig:
         missing = [key for key in REQUIRED_KEYS if key not in read]
         if missing:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
+        for_hubs = {key: read.pop(key) for key in HUB_KEYS if key in read}
         known = [field.name for field in fields(cls)]
         unknown = [key for key in read if key not in known]
         if unknown:
             raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}; known are {', '.join(known)}")
         try:
-            return cls(**read)
+            config = cls(**read)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+        if differing := [key for key, value in for_hubs.items() if value != config._for_hubs()[key]]:
+            raise ValueError(f"{where}: {differing[0]} and classes name other classes; make them agree")
+        return config
 
     @classmethod
     def from_shapes(

@@ -36,6 +36,7 @@ _CHECKPOINT_COMMANDS = {
     "checkpoints:list_checkpoints": "List them, oldest first.",
     "checkpoints:show": "Show one: its figures, its data, the judgement on it.",
     "checkpoints:add": "Add one from elsewhere: weights as safetensors, or a folder.",
+    "checkpoints:export": "Write one for use elsewhere: as ONNX, or as a folder for model hubs.",
     "checkpoints:promote": "Make one champion.",
     "checkpoints:rollback": "Make the champion before this one champion again.",
     "checkpoints:compare": "Compare two, by their cards or on the same rows.",

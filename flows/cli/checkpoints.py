@@ -1,7 +1,7 @@
-"""The commands about a registry's checkpoints: list, show, add, promote, rollback, compare, prune; and what they print.
+"""The commands about a registry's checkpoints: list, show, add, export, promote, rollback, compare, prune.
 
-What is printed is drawn from cards and from records of comparisons. Knows nothing about Prefect, so that these commands
-are quick; only `add` and `compare --source` load the model.
+Owns what they print, which is drawn from cards and from records of comparisons. Knows nothing about Prefect, so that
+these commands are quick; only `add`, `export` and `compare --source` load the model.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from pydantic import Field
 from attnlstm.evaluation.comparison import Metric
 from flows.cli import DONE
 from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
+from flows.operations.exchange import ExportFormat
 from flows.operations.measure import left_out_in_words
 from flows.operations.promote import PromotionRules
 from flows.orchestration.facts import counted
@@ -89,7 +90,7 @@ def add(
         label_column: Column with the class.
         group_column: Rows of one group stay on one side of the split.
     """
-    from flows.operations.adopt import adopt_checkpoint
+    from flows.operations.exchange import adopt_checkpoint
     from flows.operations.promote import decide_promotion
     from storage.labelled.source import LabelledSource
 
@@ -105,6 +106,26 @@ def add(
         promotion = decide_promotion(labelled, opened, stored.version, PromotionRules(metric=metric, margin=margin))
         facts[{"promoted": "champion"}.get(promotion.outcome, promotion.outcome)] = promotion.why
     printer().facts(facts)
+    return DONE
+
+
+def export(
+    checkpoint: str = CHAMPION,
+    *,
+    format: ExportFormat,
+    out: str | None = None,
+    registry: RegistryPlace = "registry",
+) -> int:
+    """Write a checkpoint for use elsewhere: as ONNX, checked against the engine, or as a folder for model hubs.
+
+    Args:
+        checkpoint: "champion", a version, or a checkpoint's folder.
+        format: onnx for a file that ONNX Runtime loads, hub for a folder as the Hugging Face and Modelers hubs have it.
+        out: The file or folder to write, as a path or URI; VERSION.onnx or VERSION by default.
+    """
+    from flows.operations.exchange import export_checkpoint
+
+    printer().facts(export_checkpoint(Registry.open(registry).load(checkpoint), format, out))
     return DONE
 
 

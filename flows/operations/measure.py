@@ -121,17 +121,20 @@ def make_readme(card: Card, config: "ModelConfig", measured_on: str = "") -> str
 
     test, data, classes = card.test, card.data, config.classes
     ids = "byte sequences" if config.padding_id == 256 else f"sequences of token ids from 0 to {config.padding_id - 1}"
-    origin = f"Added from `{card.added_from}`; what it was trained on is not known here."
-    if data:
-        sources = ", ".join(f"`{each}`" for each in (data.source, *data.also))
-        origin = f"Trained on {data.rows['train']:,} rows of {sources}, stopped on {data.rows['validation']:,}."
     paragraphs = [
         "# An attnlstm checkpoint",
         f"An attention-LSTM over {ids} with {len(classes)} classes: {', '.join(classes)}.",
-        origin,
     ]
+    if data:
+        sources = ", ".join(f"`{each}`" for each in (data.source, *data.also))
+        paragraphs.append(
+            f"Trained on {data.rows['train']:,} rows of {sources}, stopped on {data.rows['validation']:,}."
+        )
+    elif card.added_from:
+        paragraphs.append(f"Added from `{card.added_from}`; what it was trained on is not known here.")
     if test:
-        what = "that it never saw" if data else f"test rows of `{measured_on}`"
+        elsewhere = f"test rows of `{measured_on}`" if measured_on else "test rows"
+        what = "that it never saw" if data else elsewhere
         paragraphs += [
             f"Measured on {test.num_rows:,} {what}:",
             "| test accuracy | macro-F1 | log loss | calibration error | commonest class |\n|---|---|---|---|---|\n"

@@ -41,6 +41,17 @@ def test_type_of_labels_is_recorded_unless_they_are_strings(label_type: str, cla
     assert ModelConfig.from_json(config.to_json(), "config.json") == config
 
 
+def test_form_for_hubs_has_names_of_classes_both_ways_and_is_read_back() -> None:
+    text = CONFIG.to_hub_json()
+    record = json.loads(text)
+    assert record["id2label"] == {str(number): name for number, name in enumerate(CONFIG.classes)}
+    assert record["label2id"] == {name: number for number, name in enumerate(CONFIG.classes)}
+    assert ModelConfig.from_json(text, "config.json") == CONFIG
+    for key in ("id2label", "label2id"):
+        with pytest.raises(ValueError, match=f"^here: {key} and classes name other classes; make them agree$"):
+            ModelConfig.from_json(json.dumps(record | {key: {}}), "here")
+
+
 @pytest.mark.parametrize(
     ("label_type", "name"), [("int64", "9223372036854775808"), ("int64", "07"), ("int64", "x"), ("bool", "True")]
 )

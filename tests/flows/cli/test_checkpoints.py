@@ -100,6 +100,17 @@ def test_add_says_what_became_of_the_checkpoint(
     assert re.search(r"rejected +its test accuracy is worse than the champion's", worse.out)
 
 
+def test_export_says_what_it_wrote(checkpoints: Run, trained: Any, tmp_path: Path) -> None:
+    graph = checkpoints("export", "--format", "onnx", "--out", str(tmp_path / "model.onnx"))
+    hub = checkpoints("export", trained.version, "--format", "hub", "--out", str(tmp_path / "hub"))
+
+    assert (graph.code, hub.code) == (0, 0)
+    assert f"{tmp_path / 'model.onnx'}\n" in graph.out
+    assert "ONNX Runtime gives the engine's scores within 1e-05" in graph.out
+    assert "config.json, model.safetensors, README.md, card.json" in hub.out
+    assert checkpoints("export", "--format", "pickle").code == 2
+
+
 def test_prune_says_what_it_would_remove_and_then_removes_it(
     checkpoints: Run, registry_copy: Path, publish: Any, trained: Any
 ) -> None:

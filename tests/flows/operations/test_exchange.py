@@ -1,23 +1,30 @@
-"""Checkpoints from elsewhere: what is taken into the registry, under which classes, and what is refused unread."""
+"""Checkpoints from elsewhere: what is taken into the registry, under which classes, and what is refused unread. Those
+for elsewhere: that they come back as they went."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from attnlstm.checkpoint import CheckpointError, to_files
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from flows.operations.adopt import adopt_checkpoint
+from flows.operations.exchange import adopt_checkpoint, export_checkpoint
+from flows.operations.model import load
 from flows.operations.promote import decide_promotion
 from storage.errors import RegistryError, SourceError
 from storage.labelled.source import LabelledSource
-from storage.registry.checkpoints import Registry
+from storage.locations import Location
+from storage.registry.cards import Card, card_to_json
+from storage.registry.checkpoints import Registry, StoredCheckpoint, files_digest, read_checkpoint
 
 NETWORK = AttentionLSTM(ModelConfig(num_embeddings=400, classes=("x", "y"), temperature=1.5))
 FILES = to_files(NETWORK)
@@ -156,3 +163,64 @@ def test_classes_of_which_no_row_has_a_label_are_refused(
         SourceError, match=r"^None of the classes x, y is a label in .*, which has 0, 1\. Name the classes"
     ):
         adopt_checkpoint(str(put(FILES)), registry, labelled=labelled)
+
+
+def test_hub_folder_says_what_it_is_and_comes_back_with_the_same_digest_scores_and_card(
+    trained: Any, registry: Registry, tmp_path: Path
+) -> None:
+    stored = Registry.open(str(trained.registry)).load(trained.version)
+    folder = tmp_path / "hub"
+
+    export_checkpoint(stored, "hub", str(folder))
+    again = adopt_checkpoint(str(folder), registry)
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "card.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((folder / "config.json").read_text())["id2label"]["0"] == stored_classes(stored)[0]
+    _, header, page = (folder / "README.md").read_text().split("---\n", 2)
+    about = yaml.safe_load(header)
+    assert (about["library_name"], about["model-index"][0]["name"]) == ("attnlstm", trained.version)
+    assert about["model-index"][0]["results"][0]["metrics"][0]["value"] == round(stored.card.test.accuracy, 4)
+    assert "# An attnlstm checkpoint" in page
+    assert again.digest == stored.digest
+    rows = [b"0123", b"abc", b"\xf0\xf1"]
+    expected = load(str(trained.folder)).predict_proba(rows)
+    for place in (folder, registry.folder(again.version)):
+        np.testing.assert_array_equal(load(str(place)).predict_proba(rows), expected)
+    assert (again.card.test, again.card.data, again.card.drift) == (
+        stored.card.test,
+        stored.card.data,
+        stored.card.drift,
+    )
+    assert (again.card.added_from, again.card.judgement, again.card.version) == (str(folder), None, again.version)
+    assert again.card.training.digest == ""
+
+
+def stored_classes(stored: StoredCheckpoint) -> list[str]:
+    return list(json.loads(stored.files["config.json"])["classes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "classes"), [(b"{}", None), (None, ["b", "a"])], ids=["of other files", "of other classes"]
+)
+def test_card_that_speaks_of_something_else_is_left(
+    change: bytes | None, classes: list[str] | None, put: Callable[..., Path], registry: Registry
+) -> None:
+    card = Card(digest=files_digest(FILES) if change is None else "another", faithfulness={"of": "something else"})
+    place = put(FILES | {"card.json": card_to_json(card)})
+
+    assert adopt_checkpoint(str(place), registry, classes=classes).card.faithfulness is None
+
+
+def test_onnx_file_goes_where_it_is_told_and_names_its_checkpoint(put: Callable[..., Path], tmp_path: Path) -> None:
+    stored = read_checkpoint(Location.parse(put(FILES)), "v1")
+
+    said = export_checkpoint(stored, "onnx", str(tmp_path))
+
+    assert said["onnx"] == str(tmp_path / "v1.onnx")
+    about = onnxruntime.InferenceSession(tmp_path / "v1.onnx").get_modelmeta().custom_metadata_map
+    assert (about["version"], about["digest"], about["classes"]) == ("v1", stored.digest, '["x", "y"]')

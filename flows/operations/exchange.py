@@ -1,23 +1,34 @@
-"""A checkpoint from elsewhere into the registry, measured on labelled rows where some are given.
+"""Checkpoints from elsewhere into the registry, and out of it for use elsewhere.
 
-Owns which files may hold one and how they are read: as safetensors, never as a pickle, which can run any program. Knows
-nothing about Prefect, and nothing of what the checkpoint was trained on.
+Owns which files may hold one and how they are read: as safetensors, never as a pickle, which can run any program; and
+what a model hub has beside them. Knows nothing about Prefect, and nothing of what the checkpoint was trained on.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.operations.measure import blank_card, make_readme, measure_network
 from storage.errors import RegistryError, SourceError
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.locations import Location, without_credentials
-from storage.registry.checkpoints import SCORING_FILES, Registry, StoredCheckpoint, files_digest
+from storage.registry.cards import Card, card_to_json
+from storage.registry.checkpoints import (
+    CARD,
+    SCORING_FILES,
+    Registry,
+    StoredCheckpoint,
+    files_digest,
+    read_checkpoint,
+)
 
 if TYPE_CHECKING:
+    from attnlstm.config import ModelConfig
     from attnlstm.network import AttentionLSTM
+
+ExportFormat = Literal["onnx", "hub"]
 
 _WEIGHTS = ".safetensors"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -35,7 +46,8 @@ def adopt_checkpoint(
 
     place: a safetensors file with weights under the published names, or a folder with such a file or with the two files
     of a checkpoint. classes: names in the order of the logits; None for those of `config.json` or else numbers.
-    num_heads: of multihead attention, where there is no `config.json`. labelled: rows to measure it on.
+    num_heads: of multihead attention, where there is no `config.json`. labelled: rows to measure it on; without any,
+    what a card beside its files says of it is kept.
     Raises RegistryError if there is no such file, CheckpointError if it can't be used, and SourceError if the rows have
     none of the classes.
     """
@@ -46,15 +58,78 @@ def adopt_checkpoint(
     if labelled is not None:
         rows = replace(labelled, num_tokens_known=network.config.padding_id).read()
         _name_as_labels(network, rows, labelled)
-    card = measure_network(network, rows) if rows else blank_card()
+    card = measure_network(network, rows) if rows else _card(Location.parse(place), classes) or blank_card()
     card = replace(card, added_from=without_credentials(place))
     files = to_files(network)
     if there := _find(registry, files_digest(files)):
         if rows and there.card.added_from:
             measured = {name: getattr(card, name) for name in ("test", "sample", "drift", "faithfulness")}
-            return replace(there, card=registry.annotate(there.version, **measured))
+            # What the figures were measured on before is no longer where they come from.
+            return replace(there, card=registry.annotate(there.version, data=None, **measured))
         return there
     return registry.publish(files, card, make_readme(card, network.config, labelled.place if labelled else ""))
+
+
+def export_checkpoint(stored: StoredCheckpoint, form: ExportFormat, out: str | None = None) -> dict[str, str]:
+    """Write a checkpoint for use elsewhere; gives what was written, in words.
+
+    form: "onnx" for a file (`attnlstm.onnx_graph.checked_onnx`), "hub" for a folder in the layout of the Hugging Face
+    and Modelers hubs, which `adopt_checkpoint` takes. out: its path or URI; None for one in the working directory that
+    is called after the version. In a folder that is there, other files stay.
+    Raises CheckpointError if the checkpoint can't be used, OnnxError if there is no such graph.
+    """
+    from attnlstm.checkpoint import from_files
+    from attnlstm.onnx_graph import TOLERANCE, checked_onnx
+
+    network = from_files(stored.files, where=str(stored.location))
+    place = Location.parse(out or (f"{stored.version}.onnx" if form == "onnx" else stored.version))
+    if form == "onnx":
+        if place.is_folder():
+            place /= f"{stored.version}.onnx"
+        place.write_bytes(checked_onnx(network, {"version": stored.version, "digest": stored.digest}))
+        return {"onnx": str(place), "checked": f"ONNX Runtime gives the engine's scores within {TOLERANCE:g}"}
+    files = dict(stored.files) | {SCORING_FILES[0]: network.config.to_hub_json().encode()}
+    # A judgement is about another checkpoint, which is not there.
+    card = replace(stored.card, version=stored.version, digest=files_digest(files), judgement=None)
+    files |= {"README.md": make_model_card(card, network.config).encode(), CARD: card_to_json(card)}
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    return {"hub folder": str(place), "files": ", ".join(files)}
+
+
+def make_model_card(card: Card, config: "ModelConfig") -> str:
+    """The page about a checkpoint with the header that model hubs read. The license is for its owner to add."""
+    import yaml
+
+    header: dict[str, Any] = {
+        "library_name": "attnlstm",
+        "pipeline_tag": "text-classification",
+        "tags": ["attnlstm", "lstm", "attention", "safetensors"],
+        "frameworks": ["PyTorch"],
+    }
+    if test := card.test:
+        measures = {"accuracy": test.accuracy, "f1": test.macro_f1, "log_loss": test.log_loss}
+        source = card.data.source if card.data else "test rows"
+        header["metrics"] = list(measures)
+        result = {
+            "task": {"type": "text-classification"},
+            "dataset": {"type": "parquet", "name": source, "split": "test"},
+            "metrics": [{"type": name, "value": round(value, 4)} for name, value in measures.items()],
+        }
+        header["model-index"] = [{"name": card.version, "results": [result]}]
+    as_yaml = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return f"---\n{as_yaml}---\n\n{make_readme(card, config)}"
+
+
+def _card(place: Location, classes: Sequence[str] | None) -> Card | None:
+    """What a checkpoint's folder says of it; None if it says nothing, or speaks of other files or of other classes."""
+    if classes is not None or not (place / CARD).is_file():
+        return None
+    with suppress(RegistryError):
+        card = read_checkpoint(place, place.name).card
+        training = replace(card.training, digest="") if card.training else None  # it is not a training of this registry
+        return replace(card, training=training, judgement=None)
+    return None
 
 
 def _find(registry: Registry, digest: str) -> StoredCheckpoint | None:
