@@ -95,7 +95,8 @@ def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> boo
 def promotion_task(labelled: LabelledSource, registry: str, challenger: str, rules: PromotionRules) -> Promotion:
     """Compare the new checkpoint with the champion, and promote it if it is shown to be no worse."""
     with device_slot("auto", on_wait=get_run_logger().info, check=lambda: None):
-        return decide_promotion(labelled, Registry.open(registry), challenger, rules)
+        listener = Listener(on_note=get_run_logger().info)
+        return decide_promotion(labelled, Registry.open(registry), challenger, rules, listener)
 
 
 def _publish(registry: Registry, version: str, promotion: Promotion, started: datetime) -> None:

@@ -128,7 +128,7 @@ def difference(
             f"probabilities (N, C), the same of both, and labels (N,), N > 0, are needed; "
             f"got {p_a.shape}, {p_b.shape} and {labels.shape}"
         )
-    draws = _Draws(_numbered(groups, len(labels)), seed)
+    draws = _Draws(numbered_groups(groups, len(labels)), seed)
     if metric == "log_loss":
         gains = log_losses(p_a, labels) - log_losses(p_b, labels)
         value, resampled = float(gains.mean()), draws.means(gains)
@@ -185,7 +185,7 @@ def _probability_within(angle: float, freedom: int) -> float:
     return float(2 / math.pi * (angle + series))
 
 
-def _numbered(groups: Integers | None, num_rows: int) -> npt.NDArray[np.int64]:
+def numbered_groups(groups: Integers | None, num_rows: int) -> npt.NDArray[np.int64]:
     """Groups by numbers from 0 on. One group alone shows no spread at all, so then rows have to do."""
     if groups is None or (groups == groups[0]).all():
         return np.arange(num_rows)

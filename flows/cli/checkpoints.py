@@ -15,7 +15,7 @@ from attnlstm.evaluation.comparison import Metric
 from flows.cli import DONE
 from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
 from flows.operations.exchange import ExportFormat
-from flows.operations.measure import left_out_in_words
+from flows.operations.measure import how_sure, left_out_in_words
 from flows.operations.promote import PromotionRules
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
@@ -279,7 +279,8 @@ def card_facts(card: Card) -> dict[str, str]:
     if test := card.test:
         measures = [f"{text} {value:.4f}" for text, value in _measures(test).items()]
         measures.append(f"commonest class {test.majority_accuracy:.4f}")
-        facts["test"] = f"{', '.join(measures)}, on {counted(test.num_rows, 'row')}"
+        words = how_sure(test)
+        facts["test"] = f"{', '.join(measures)}, on {counted(test.num_rows, 'row')}{f': {words}' if words else ''}"
     return facts
 
 

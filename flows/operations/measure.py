@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from attnlstm.evaluation.metrics import probabilities_of
+from attnlstm.evaluation.chance import FEWEST_ROWS, accuracy_interval
+from attnlstm.evaluation.comparison import CONFIDENCE
+from attnlstm.evaluation.metrics import evaluate, probabilities_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource, num_rows_of_sides
 from storage.labelled.split import TEST
@@ -58,7 +60,6 @@ def measure_network(network: "AttentionLSTM", rows: LabelledRows, *, threads: in
     from attnlstm.engines import open_engine
     from attnlstm.evaluation.drift import reference
     from attnlstm.evaluation.faithfulness import measure
-    from attnlstm.evaluation.metrics import evaluate
 
     own = network.config.classes
     values, offsets, labels = rows.side(TEST)
@@ -66,19 +67,43 @@ def measure_network(network: "AttentionLSTM", rows: LabelledRows, *, threads: in
     unscaled = _without_temperature(probabilities, network.config.temperature)
     classes = (*rows.classes, *(name for name in own if name not in rows.classes))
     places = [classes.index(name) for name in own]
+    groups = rows.groups[rows.splits == TEST]
 
-    def figures(of_own: npt.NDArray[np.floating]) -> dict[str, object]:
+    def figures(of_own: npt.NDArray[np.floating]) -> Figures:
         of_all = np.zeros((len(of_own), len(classes)), of_own.dtype)
         of_all[:, places] = of_own
-        return evaluate(of_all, labels, classes)
+        return figures_of(of_all, labels, classes, groups)
 
     return replace(
         blank_card(),
-        test=Figures.of(figures(probabilities) | {"ece_before_scaling": figures(unscaled)["ece"]}),
+        test=replace(figures(probabilities), ece_before_scaling=figures(unscaled).ece),
         sample=_sample(rows, probabilities),
-        drift=reference(values, offsets, probabilities, rows.groups[rows.splits == TEST]),
+        drift=reference(values, offsets, probabilities, groups),
         faithfulness=measure(open_engine(network).score, values, offsets, seed=seed),
     )
+
+
+def figures_of(
+    probabilities: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    classes: tuple[str, ...],
+    groups: npt.NDArray[np.integer],
+) -> Figures:
+    """What `evaluate` measures, and how sure one can be of the accuracy.
+
+    groups: (N,), equal where rows belong together; all else as there.
+    """
+    interval = accuracy_interval(probabilities.argmax(axis=1) == labels, groups)
+    return Figures.of(evaluate(probabilities, labels, classes) | {"accuracy_interval": interval})
+
+
+def how_sure(figures: Figures) -> str:
+    """How much the accuracy says, in words; "" on a card of an earlier version, which does not know."""
+    if figures.accuracy_interval is None:
+        return ""
+    low, high = figures.accuracy_interval
+    few = "few, " if figures.num_rows < FEWEST_ROWS else ""
+    return f"{few}accuracy {low:.2f} to {high:.2f} with {CONFIDENCE:.0%} confidence"
 
 
 def _sample(rows: LabelledRows, probabilities: npt.NDArray[np.float32]) -> Sample:
@@ -141,6 +166,8 @@ def make_readme(card: Card, config: "ModelConfig", measured_on: str = "") -> str
             f"| {test.accuracy:.4f} | {test.macro_f1:.4f} | {test.log_loss:.4f} | {test.ece:.4f} "
             f"| {test.majority_accuracy:.4f} |",
         ]
+        if words := how_sure(test):
+            paragraphs.append(f"{test.num_rows:,} rows show so much: {words}.")
     paragraphs += _remarks(data) if data else []
     if card.faithfulness:
         paragraphs.append(sentence(card.faithfulness))

@@ -10,6 +10,9 @@ since the mean over all rows hides a rare one, and `classify` must give the scor
 The first checkpoint is judged in the same way against a champion that knows nothing but how frequent each class is,
 and must be shown to be better.
 
+Few held-out rows show nothing of the kind. Below `FEWEST_ROWS` of them the recipes of both are cross-validated over
+groups, on all rows, and that decides; the held-out rows can then only speak against the challenger.
+
 Knows nothing about Prefect.
 """
 
@@ -20,10 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from attnlstm.evaluation.chance import FEWEST_ROWS
 from attnlstm.evaluation.comparison import Difference, Flips, Metric
 from attnlstm.evaluation.metrics import probabilities_of
+from flows.operations.cross_validate import cross_validate, has_few_held_out
+from flows.operations.measure import figures_of, how_sure
 from flows.operations.replay import replay_through_classify
-from flows.operations.train import VanishedClasses, config_of
+from flows.operations.train import Listener, VanishedClasses, config_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN
@@ -38,6 +44,7 @@ Outcome = Literal["promoted", "rejected", "unchanged"]
 NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log loss"}
 
 _FLIPS_SHOWN = 10
+_COMMONEST = "naming the commonest class"
 _ROUNDING = 1e-9  # of differences of shares, which are sums
 
 
@@ -63,6 +70,7 @@ class Compared:
     """Champion and challenger on the same held-out rows; the figures of each are those of `metrics.evaluate`.
 
     lost_classes: classes that the challenger names worse beyond chance. examples: where some rows are that flipped.
+    num_folds: of a cross-validation of their recipes; None if they themselves scored test rows.
     """
 
     num_rows: int
@@ -72,6 +80,7 @@ class Compared:
     flips: Flips
     lost_classes: tuple[str, ...]
     examples: dict[str, list[dict[str, str]]]
+    num_folds: int | None = None
 
     def record(self) -> dict[str, Any]:
         """For a card or a script."""
@@ -83,6 +92,7 @@ class Compared:
             "flips": asdict(self.flips) | {"p_value": self.flips.p_value, "p_worse": self.flips.p_worse},
             "lost_classes": list(self.lost_classes),
             "examples": self.examples,
+            **({"num_folds": self.num_folds} if self.num_folds else {}),
         }
 
 
@@ -100,12 +110,17 @@ class Promotion:
 
 
 def decide_promotion(
-    labelled: LabelledSource, registry: Registry, challenger: str, rules: PromotionRules | None = None
+    labelled: LabelledSource,
+    registry: Registry,
+    challenger: str,
+    rules: PromotionRules | None = None,
+    listener: Listener | None = None,
 ) -> Promotion:
     """Compare a new checkpoint with the champion; promote it if it is shown to be no worse.
 
-    The decision is on the challenger's card before the alias moves. Raises AliasMovedError if the champion changed
-    meanwhile: then nothing has moved, and the decision is to be made again.
+    listener: is told of trainings, which few test rows make necessary. The decision is on the challenger's card before
+    the alias moves. Raises AliasMovedError if the champion changed meanwhile: then nothing has moved, and the decision
+    is to be made again.
     """
     rules = rules or PromotionRules()
     stored, alias = registry.load(challenger), registry.alias()
@@ -115,8 +130,18 @@ def decide_promotion(
         return Promotion("unchanged", f"it {what}, since {alias.since}: {alias.why}" if alias else what)
     rows = read_for(labelled, *(each for each in (champion, stored) if each))
     compared = compare_checkpoints(champion, stored, rows, rules.metric)
-    objections = _objections(compared, champion, stored, alias, rows, rules)
-    why = "; ".join([*objections, _in_words(compared, champion, rules)])
+    objections = _objections_to(compared, champion, rules)
+    words = [_in_words(compared, champion, rules)]
+    if has_few_held_out(rows) and (
+        judged := _cross_validated(champion, stored, rows, registry, rules, listener or Listener())
+    ):
+        # Few rows can speak against it, beyond chance, and not for it.
+        against = [each for each in objections if compared.difference.high < 0 or compared.lost_classes]
+        compared, by_folds = judged
+        objections = [*by_folds, *against]
+        words = [_in_words(compared, champion, rules), *words]
+    objections += _other_objections(champion, stored, alias, rows, rules)
+    why = "; ".join([*objections, *words])
     outcome: Outcome = "rejected" if objections else "promoted"
     judgement = Judgement.of(
         {
@@ -149,9 +174,6 @@ def compare_checkpoints(
 
     champion: the old checkpoint; None for a classifier that only knows how frequent each class is.
     """
-    from attnlstm.evaluation.comparison import difference, flips, lost_classes
-    from attnlstm.evaluation.metrics import evaluate
-
     # Classes that no row has come last: a prediction of one is wrong, and must not be taken for the second best.
     known = [*(config_of(champion).classes if champion else ()), *config_of(challenger).classes]
     classes = (*rows.classes, *dict.fromkeys(name for name in known if name not in rows.classes))
@@ -161,21 +183,65 @@ def compare_checkpoints(
         _wrong_where_unscored(each, labels) for each in probabilities_of(networks, classes, values, offsets)
     ]
     p_champion = of_champion[0] if of_champion else _class_shares(rows, len(classes))
+    test_rows = np.flatnonzero(rows.splits == TEST)
+    return _compare(rows, test_rows, classes, p_champion, p_challenger, metric, is_first=champion is None)
+
+
+def _compare(
+    rows: LabelledRows,
+    which: npt.NDArray[np.int64],
+    classes: tuple[str, ...],
+    p_champion: npt.NDArray[np.float32],
+    p_challenger: npt.NDArray[np.float32],
+    metric: Metric,
+    *,
+    is_first: bool,
+) -> Compared:
+    """which: (N,), the rows that both have scored. p_champion, p_challenger: (N, C). is_first: there is no champion."""
+    from attnlstm.evaluation.comparison import difference, flips, lost_classes
+
+    labels, groups = rows.labels[which], rows.groups[which]
     champion_right, challenger_right = (p.argmax(axis=1) == labels for p in (p_champion, p_challenger))
-    groups = rows.groups[rows.splits == TEST]
     return Compared(
         num_rows=len(labels),
-        champion=Figures.of(evaluate(p_champion, labels, classes)),
-        challenger=Figures.of(evaluate(p_challenger, labels, classes)),
+        champion=figures_of(p_champion, labels, classes, groups),
+        challenger=figures_of(p_challenger, labels, classes, groups),
         difference=difference(metric, labels, p_champion, p_challenger, groups),
         flips=flips(champion_right, challenger_right, groups),
-        lost_classes=tuple(classes[c] for c in lost_classes(labels, champion_right, challenger_right, groups))
-        if champion
-        else (),
-        examples=_examples(rows, classes, p_champion, p_challenger, champion_right, challenger_right)
-        if champion
-        else {},
+        lost_classes=()
+        if is_first
+        else tuple(classes[c] for c in lost_classes(labels, champion_right, challenger_right, groups)),
+        examples={}
+        if is_first
+        else _examples(rows, which, classes, p_champion, p_challenger, champion_right, challenger_right),
     )
+
+
+def _cross_validated(
+    champion: StoredCheckpoint | None,
+    stored: StoredCheckpoint,
+    rows: LabelledRows,
+    registry: Registry,
+    rules: PromotionRules,
+    listener: Listener,
+) -> tuple[Compared, list[str]] | None:
+    """Their recipes compared on all rows, and what that says against the challenger's; None if it can't be done."""
+    from attnlstm.evaluation.comparison import difference
+
+    num_rows = int(np.count_nonzero(rows.splits == TEST))
+    listener.on_note(f"{num_rows:,} test rows are too few to decide by (fewer than {FEWEST_ROWS}): cross-validating")
+    found = cross_validate(champion, stored, rows, registry, listener)
+    if found is None:
+        listener.on_note("cross-validation is not possible: the test rows decide, however little they show")
+        return None
+    compared = _compare(
+        rows, found.rows, rows.classes, found.champion, found.challenger, rules.metric, is_first=champion is None
+    )
+    compared = replace(compared, num_folds=found.num_folds)
+    objections = _objections_to(compared, champion, rules)
+    if champion and not difference(rules.metric, found.labels, found.shares, found.challenger, found.groups).low > 0:
+        objections.append(f"its cross-validated {NAMES[rules.metric]} is not shown to beat {_COMMONEST}")
+    return compared, objections
 
 
 def _network(stored: StoredCheckpoint) -> "AttentionLSTM":
@@ -205,6 +271,7 @@ def _class_shares(rows: LabelledRows, num_classes: int) -> npt.NDArray[np.float3
 
 def _examples(
     rows: LabelledRows,
+    which: npt.NDArray[np.int64],
     classes: tuple[str, ...],
     p_champion: npt.NDArray[np.float32],
     p_challenger: npt.NDArray[np.float32],
@@ -212,13 +279,12 @@ def _examples(
     challenger_right: npt.NDArray[np.bool_],
 ) -> dict[str, list[dict[str, str]]]:
     """Where the first rows of each direction are; never what they hold."""
-    test_rows = np.flatnonzero(rows.splits == TEST)
 
     def some(chosen: npt.NDArray[np.bool_]) -> list[dict[str, str]]:
         return [
             {
-                "row": rows.place(test_rows[i]),
-                "label": classes[rows.labels[test_rows[i]]],
+                "row": rows.place(which[i]),
+                "label": classes[rows.labels[which[i]]],
                 "champion": classes[p_champion[i].argmax()],
                 "challenger": classes[p_challenger[i].argmax()],
             }
@@ -228,27 +294,36 @@ def _examples(
     return {"lost": some(champion_right & ~challenger_right), "won": some(~champion_right & challenger_right)}
 
 
-def _objections(
-    compared: Compared,
+def _objections_to(compared: Compared, champion: StoredCheckpoint | None, rules: PromotionRules) -> list[str]:
+    """What the rows say against promotion, in words."""
+    objections = []
+    found, name = compared.difference, f"{_measured(compared)} {NAMES[rules.metric]}"
+    if champion is None:
+        if not found.low > 0:
+            objections.append(f"its {name} is not shown to beat {_COMMONEST}")
+    elif found.low < -rules.margin - _ROUNDING:
+        if found.high < 0:
+            objections.append(f"its {name} is worse than the champion's")
+        else:
+            objections.append(f"its {name} is not shown to be within {rules.margin:g} of the champion's")
+    if compared.lost_classes:
+        objections.append(f"it names these classes worse than the champion: {', '.join(compared.lost_classes)}")
+    return objections
+
+
+def _measured(compared: Compared) -> str:
+    return "cross-validated" if compared.num_folds else "test"
+
+
+def _other_objections(
     champion: StoredCheckpoint | None,
     stored: StoredCheckpoint,
     alias: Alias | None,
     rows: LabelledRows,
     rules: PromotionRules,
 ) -> list[str]:
-    """What speaks against promotion, in words."""
+    """What else speaks against promotion."""
     objections = []
-    found, name = compared.difference, NAMES[rules.metric]
-    if champion is None:
-        if not found.low > 0:
-            objections.append(f"its test {name} is not shown to beat naming the commonest class")
-    elif found.low < -rules.margin - _ROUNDING:
-        if found.high < 0:
-            objections.append(f"its test {name} is worse than the champion's")
-        else:
-            objections.append(f"its test {name} is not shown to be within {rules.margin:g} of the champion's")
-    if compared.lost_classes:
-        objections.append(f"it names these classes worse than the champion: {', '.join(compared.lost_classes)}")
     vanished = _class_changes(champion, stored)["vanished"]
     if vanished and rules.vanished_classes == "refuse":
         objections.append(f"it does not know these classes of the champion's: {', '.join(vanished)}")
@@ -271,14 +346,18 @@ def _class_changes(champion: StoredCheckpoint | None, stored: StoredCheckpoint) 
 
 
 def _in_words(compared: Compared, champion: StoredCheckpoint | None, rules: PromotionRules) -> str:
-    found, name = compared.difference, NAMES[rules.metric]
+    found, name = compared.difference, f"{_measured(compared)} {NAMES[rules.metric]}"
     theirs, its = (getattr(each, rules.metric) for each in (compared.champion, compared.challenger))
     interval = f"{found.confidence:.0%} interval of the gain {found.low:+.4f} to {found.high:+.4f}"
     rows = f"{compared.num_rows:,} rows"
+    if compared.num_folds:
+        rows += f" in {compared.num_folds} folds"
+    elif compared.num_rows < FEWEST_ROWS:
+        rows += f": {how_sure(compared.challenger)}"
     if champion is None:
-        return f"the first checkpoint, test {name} {its:.4f} (commonest class {theirs:.4f}; {interval}, {rows})"
+        return f"the first checkpoint, {name} {its:.4f} (commonest class {theirs:.4f}; {interval}, {rows})"
     flipped = f"{compared.flips.num_won:,} rows won, {compared.flips.num_lost:,} lost, p {compared.flips.p_value:.2g}"
     return (
-        f"test {name} {its:.4f}; champion {champion.version} has {theirs:.4f} on the same {rows} ({interval}, "
+        f"{name} {its:.4f}; champion {champion.version} has {theirs:.4f} on the same {rows} ({interval}, "
         f"margin {rules.margin:g}; {flipped})"
     )

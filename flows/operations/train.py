@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attnlstm.config import Attention, ModelConfig
     from attnlstm.network import AttentionLSTM
     from attnlstm.training.loop import TrainingResult
+    from attnlstm.training.rows import LabelledSequences
     from attnlstm.training.settings import PresetName, TrainingSettings
     from attnlstm.training.snapshots import EpochReport
 
@@ -65,6 +66,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     Raises SourceError if a class of the champion has vanished and that is to be refused.
     """
     from attnlstm.checkpoint import to_files
+    from attnlstm.training.rows import LabelledSequences
     from attnlstm.training.settings import preset
 
     rows = request.labelled.read()
@@ -84,7 +86,9 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
         return done
     listener.on_note(f"training starts from {started_from}")
 
-    result = _train(rows, config, settings, start, _Snapshots(registry, digest), listener)
+    remove_stale_snapshots(registry)
+    train, validation = (LabelledSequences(*rows.side(side)) for side in (TRAIN, VALIDATION))
+    result = train_on(train, validation, config, settings, start, Snapshots(registry, digest), listener)
     network = result.network
     network.config = replace(network.config, temperature=result.temperature)
     training = Training(
@@ -182,25 +186,24 @@ def _published(registry: Registry, digest: str, settings: "TrainingSettings") ->
     return None
 
 
-def _train(
-    rows: LabelledRows,
+def train_on(
+    rows: "LabelledSequences",
+    validation: "LabelledSequences",
     config: "ModelConfig",
     settings: "TrainingSettings",
     start: "AttentionLSTM | None",
-    snapshots: "_Snapshots",
+    snapshots: "Snapshots",
     listener: Listener,
 ) -> "TrainingResult":
+    """Train on rows, going on from the snapshot of the same training if there is one. start: see `train`."""
     from attnlstm.training.loop import train
-    from attnlstm.training.rows import LabelledSequences
-
-    remove_stale_snapshots(snapshots.registry)
 
     def run(resume_from: bytes | None) -> "TrainingResult":
         return train(
             config,
             settings,
-            LabelledSequences(*rows.side(TRAIN)),
-            LabelledSequences(*rows.side(VALIDATION)),
+            rows,
+            validation,
             listener.on_epoch,
             network=start,
             digest=snapshots.digest,
@@ -219,16 +222,24 @@ def _train(
         return run(None)
 
 
-class _Snapshots:
+class Snapshots:
     """Keeps snapshots of one training, no more often than they are cheap."""
 
     def __init__(self, registry: Registry, digest: str) -> None:
         self.registry, self.digest = registry, digest
         self._next = 0.0
+        self._left: bytes | None = None
 
     def keep(self, content: bytes) -> None:
         began = time.monotonic()
+        self._left = content
         if began >= self._next:
-            write_snapshot(self.registry, self.digest, content)
+            self.keep_last()
             ended = time.monotonic()
             self._next = ended + (ended - began) / _SNAPSHOT_SHARE
+
+    def keep_last(self) -> None:
+        """Keep the last one as well, of a training that is to be found done."""
+        if self._left is not None:
+            write_snapshot(self.registry, self.digest, self._left)
+            self._left = None

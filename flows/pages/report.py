@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from itertools import islice, pairwise
 from typing import Any, Literal
 
+from attnlstm.evaluation.chance import FEWEST_ROWS
 from attnlstm.evaluation.drift import ASPECTS
+from flows.operations.measure import how_sure
 from flows.orchestration.facts import DRIFT_ASPECTS, counted, describe_drift, first_errors, run_facts
 from flows.pages.figures import Figures, count_predictions
 from flows.pages.rows import Row, read_rows
@@ -151,6 +153,8 @@ def report_retraining(record: Mapping[str, Any], card: Card) -> Report:
         better = test.accuracy > test.majority_accuracy
         text = f"Test accuracy {test.accuracy:.1%}; the commonest class alone gives {test.majority_accuracy:.1%}"
         checks.append(Check("good" if better else "look", text, "card"))
+        if test.num_rows < FEWEST_ROWS:
+            checks.append(Check("look", f"{counted(test.num_rows, 'test row')}: {how_sure(test)}", "card"))
         calibrated = test.ece <= _CALIBRATION_SLACK
         checks.append(Check("good" if calibrated else "look", f"Calibration error {test.ece:.3f}", "card"))
     facts = {

@@ -36,6 +36,9 @@ from storage.locations import Location, without_credentials
 DEFAULT_GROUP = "group"
 """The group column that a source need not have. One of another name was named, and must be somewhere."""
 
+_ENOUGH_GROUPS = 50
+"""With so many, one side of a tenth is left without any in one source of a hundred."""
+
 
 @dataclass(frozen=True)
 class LabelledSource:
@@ -70,11 +73,14 @@ class LabelledSource:
             min_class_rows=self.min_class_rows,
         )
         counts = num_rows_of_sides(rows)
-        if min(counts.values()) == 0:
+        if missing := [name for name, count in counts.items() if not count]:
             sides = ", ".join(f"{name} {count}" for name, count in counts.items())
+            kind = "distinct rows" if rows.split_by == "content" else "groups"
             raise SourceError(
                 f"The source {self.place} has too few labelled rows to split by {rows.split_by}: {sides}. "
-                "Every side needs rows; give more of them, or more groups."
+                f"{' and '.join(missing).capitalize()} {'have' if len(missing) > 1 else 'has'} none: a hash takes each "
+                f"of its {len(np.unique(rows.groups))} {kind} to validation or test with a chance of a tenth each, so "
+                f"some {_ENOUGH_GROUPS} are needed. Give more of them."
             )
         return rows
 

@@ -74,6 +74,7 @@ class Figures(Part):
     """How good a checkpoint is on held-out rows; what each figure means, `attnlstm.evaluation.metrics` says.
 
     ece_before_scaling: the calibration error without the temperature, on the card of a trained checkpoint.
+    accuracy_interval: between which two bounds the accuracy is, see `attnlstm.evaluation.chance`.
     """
 
     num_rows: int
@@ -86,6 +87,7 @@ class Figures(Part):
     per_class: dict[str, ClassFigures]
     confusion: tuple[tuple[int, ...], ...]
     ece_before_scaling: float | None = None
+    accuracy_interval: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,8 @@ class Judgement(Part):
     """Whether the checkpoint was promoted, and why. at: UTC, ISO 8601. against: the version of the champion then.
 
     margin: how much worse it might have been by `metric`. classes: those that only one of the two knows. From
-    `num_rows` on, both on the same held-out rows; see `attnlstm.evaluation.comparison`.
+    `num_rows` on, both on the same held-out rows; see `attnlstm.evaluation.comparison`. num_folds: of the
+    cross-validation by which these figures are; None if they are of the checkpoints themselves, on the test rows.
     """
 
     outcome: str
@@ -160,6 +163,7 @@ class Judgement(Part):
     flips: dict[str, float]
     lost_classes: tuple[str, ...]
     examples: dict[str, tuple[dict[str, str], ...]]
+    num_folds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
