@@ -32,7 +32,7 @@ from attnlstm.training.rows import (
     hide_tokens,
     shuffled_batches,
 )
-from attnlstm.training.schedule import Schedule, StoppedBy, weight_decay
+from attnlstm.training.schedule import NGRAM_DECAY, Schedule, StoppedBy, weight_decay
 from attnlstm.training.settings import TrainingSettings
 from attnlstm.training.snapshots import Best, EpochReport, EpochSums, Snapshot, restore, to_bytes
 from attnlstm.training.step import Stepper
@@ -95,10 +95,14 @@ def train(
     network = _start(config, network, settings.seed)
     network.to(device).train()
     steps_per_epoch = math.ceil(len(train) / settings.batch_rows)
+    decay = weight_decay(settings, steps_per_epoch)
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     optimizer = AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        weight_decay=weight_decay(settings, steps_per_epoch),
+        list(trained.values()),
+        weight_decay=[decay * (NGRAM_DECAY if name == "ngrams" else 1) for name in trained],
+        averaging=settings.averaging,
     )
+    judged_network = _sharing(network, dict(zip(trained, optimizer.averages(), strict=True)))
 
     schedule = Schedule(settings, steps_per_epoch)
     sums = EpochSums()
@@ -135,13 +139,17 @@ def train(
         while (stopped_by := schedule.stopped_by) is None:
             _train_epoch(stepper, schedule, settings, train, config.padding_id, len(reports), sums, snapshot)
             validation_began = time.monotonic()
-            engine = FusedCpuEngine(network, threads) if fused else TorchEngine(network, settings.device, threads)
+            engine: FusedCpuEngine | TorchEngine
+            if fused:
+                engine = FusedCpuEngine(judged_network, threads)
+            else:
+                engine = TorchEngine(judged_network, settings.device, threads)
             logits = engine.logits(validation.values, validation.offsets)
             judged = validate(logits, validation.labels, 1 / repeats)
             schedule.validated(time.monotonic() - validation_began)
             improved = best is None or judged.calibrated_loss < best.score
             if improved:
-                kept = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+                kept = {name: tensor.detach().clone() for name, tensor in judged_network.state_dict().items()}
                 best = Best(kept, judged.calibrated_loss, torch.from_numpy(logits))
             epoch = len(reports) + 1
             if not improved and epoch - _best_epoch(reports) >= schedule.patience and not schedule.is_winding_down:
@@ -188,6 +196,15 @@ def _start(config: ModelConfig, network: AttentionLSTM | None, seed: int) -> Att
     network = copy.deepcopy(network).cpu()
     network.config = config
     return network
+
+
+def _sharing(network: AttentionLSTM, averages: dict[str, torch.Tensor]) -> AttentionLSTM:
+    """The network with these tensors in place of its parameters; it follows both as they change."""
+    if all(tensor is network.get_parameter(name) for name, tensor in averages.items()):
+        return network
+    shared = copy.deepcopy(network)
+    shared.load_state_dict(network.state_dict() | averages, assign=True)
+    return shared
 
 
 def _train_epoch(

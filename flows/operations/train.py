@@ -164,6 +164,8 @@ def training_digest(rows: LabelledRows, config: "ModelConfig", settings: "Traini
     from attnlstm.training.snapshots import FORMAT
 
     chosen = asdict(replace(settings, threads=None, max_seconds=None))
+    if not settings.averaging:
+        del chosen["averaging"]  # as before there was such a setting
     versions = [importlib.metadata.version(name) for name in ("attnlstm", "torch")]
     digest = hashlib.sha256(json.dumps([FORMAT, versions, config.to_json(), chosen, start], sort_keys=True).encode())
     for array in (rows.splits, rows.labels, rows.contents):

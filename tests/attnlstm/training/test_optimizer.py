@@ -54,6 +54,30 @@ def test_it_goes_on_from_moments_and_not_without_them() -> None:
         other.load({})
 
 
+def test_an_average_follows_the_weights_over_more_and_more_steps() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = AdamW([weight], weight_decay=0.0, averaging=0.5)
+    optimizer.learning_rate = 1.0
+    expected = 0.0
+    for step in range(1, 30):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        kept = min(0.5, step / (step + 9))
+        expected = kept * expected + (1 - kept) * weight.item()
+        assert optimizer.averages()[0].item() == pytest.approx(expected, rel=1e-5)
+    assert AdamW([weight], weight_decay=0.0).averages()[0] is weight
+
+
+def test_each_parameter_may_have_a_decay_of_its_own() -> None:
+    weights = [torch.ones(1, requires_grad=True) for _ in range(3)]
+    optimizer = AdamW(weights, weight_decay=[0.1, 0.2, 0.1])
+    optimizer.learning_rate = 0.5
+    for weight in weights:
+        weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert [weight.item() for weight in weights] == pytest.approx([0.95, 0.9, 0.95])
+
+
 def test_torchs_compiler_is_not_loaded_for_it() -> None:
     program = (
         "import sys, torch; from attnlstm.training.optimizer import AdamW;"

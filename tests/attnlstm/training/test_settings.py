@@ -6,7 +6,9 @@ import pytest
 
 from attnlstm.config import ModelConfig
 from attnlstm.engines.fused_cpu import fits
-from attnlstm.training.settings import DEFAULT, PRESETS, TrainingSettings, preset
+from attnlstm.network import AttentionLSTM
+from attnlstm.training.fused import why_not_fused
+from attnlstm.training.settings import PRESETS, TrainingSettings, preset
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,13 @@ def test_a_preset_makes_a_network_and_settings_that_may_be_overridden(name: str)
         chosen.settings(epoch=3)
 
 
-def test_the_default_runs_on_the_fused_engine() -> None:
-    assert fits(preset(DEFAULT).config(("a", "b"))) is None
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_scores_and_trains_by_compiled_kernels(name: str) -> None:
+    config = preset(name).config(("a", "b"))
+    assert fits(config) is None
+    assert why_not_fused(AttentionLSTM(config)) is None
 
 
 def test_an_unknown_preset_names_the_known() -> None:
-    with pytest.raises(ValueError, match="preset must be one of reference, small, base, not 'large'"):
-        preset("large")
+    with pytest.raises(ValueError, match="preset must be one of reference, fast, small, large, base, not 'huge'"):
+        preset("huge")

@@ -16,8 +16,9 @@ from attnlstm.training.loop import TrainingResult, train
 from attnlstm.training.rows import LabelledSequences
 from attnlstm.training.settings import TrainingSettings
 
-CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"))
-SETTINGS = TrainingSettings(epochs=3, batch_rows=37, crop_tokens=10, token_dropout=0.1, threads=2)
+NGRAMS = {"longest_ngram": 3, "ngram_buckets": 64, "ngram_dropout": 0.1}
+CONFIG = ModelConfig(num_embeddings=12, embedding_dim=5, hidden_size=7, dropout=0.1, classes=("x", "y", "z"), **NGRAMS)
+SETTINGS = TrainingSettings(epochs=3, batch_rows=37, crop_tokens=10, token_dropout=0.1, averaging=0.9, threads=2)
 
 Undisturbed = tuple[TrainingResult, list[bytes], LabelledSequences, LabelledSequences]
 

@@ -101,7 +101,7 @@ def test_groups_of_any_size_add_up_to_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    network = make_network(hidden_size=16, dropout=0.3)
+    network = make_network(hidden_size=16, dropout=0.3, longest_ngram=3, ngram_buckets=64, ngram_dropout=0.2)
     batch = make_batch(LENGTHS * 9)
     one, three = (gradients_of(network, batch, threads=threads) for threads in (1, 3))
     assert one[0] == three[0]
