@@ -2,9 +2,10 @@
 
 Owns the graph, which is written out node by node (torch's exporters trace neither its reversed rows nor lengths of
 their own for each row), and the check against an engine without which no graph is given away. Padding, the temperature
-and the hash of n-grams, were there any, are the graph's own matter: it takes token ids alone. Knows nothing about
-registries or files. Needs the extra `onnx`.
-Shape letters: B rows, T time steps (the longest row), D features of a hidden state, N heads, C classes.
+and the hash of n-grams are the graph's own matter: it takes token ids alone. Knows nothing about registries or files.
+Needs the extra `onnx`.
+Shape letters: B rows, T time steps (the longest row), E embedding features, D features of a hidden state, N heads, C
+classes.
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from attnlstm.batching import pad
 from attnlstm.config import ModelConfig
+from attnlstm.ngrams import FACTOR, PRIME
 
 if TYPE_CHECKING:
     import onnx
@@ -91,9 +93,18 @@ def to_onnx(network: "AttentionLSTM", about: dict[str, str] | None = None) -> "o
     mask = graph.add("Less", "token_ids", graph.constant(np.int64(config.padding_id)))  # (B, T)
     lengths = graph.add("ReduceSum", graph.cast(mask, np.int32), graph.constant([1]), keepdims=0)  # (B,)
     steps_first = graph.add("Transpose", "token_ids", perm=[1, 0])  # ONNX Runtime's LSTM takes no other layout
-    states = _hidden_states(graph, _embedded(graph, steps_first, weights), lengths, weights, config)
+    x = graph.add("Gather", graph.constant(weights["embedding.weight"]), steps_first)
+    of_ngrams = _of_ngrams(graph, steps_first, weights, config) if config.longest_ngram > 1 else None
+    if of_ngrams:
+        x = graph.add("Add", x, of_ngrams)
+    states = _hidden_states(graph, x, lengths, weights, config)
     pool = _additive if config.attention == "additive" else _multihead
     context, attention_weights = pool(graph, states, mask, weights, config)
+    if of_ngrams:
+        total = graph.add("ReduceSum", of_ngrams, graph.constant([0]), keepdims=0)  # (B, E), of which padding has none
+        root = graph.add("Sqrt", graph.add("Unsqueeze", graph.cast(lengths, np.float32), graph.constant([1])))
+        context_weights = graph.constant(weights["ngram_context.weight"])
+        context = graph.add("Gemm", graph.add("Div", total, root), context_weights, context, transB=1)
     hidden = graph.add("Relu", graph.add("Gemm", context, *_linear(graph, weights, "mlp.0"), transB=1))
     logits = graph.add("Gemm", hidden, *_linear(graph, weights, "mlp.2"), transB=1)
     calibrated = graph.add("Div", logits, graph.constant(np.float32(config.temperature)))
@@ -165,9 +176,32 @@ class _Weights:
         return self._arrays[name]
 
 
-def _embedded(graph: _Graph, token_ids: str, weights: _Weights) -> str:
-    """token_ids (T, B) to what the first LSTM layer reads, (T, B, features). More features of a token come in here."""
-    return graph.add("Gather", graph.constant(weights["embedding.weight"]), token_ids)
+def _of_ngrams(graph: _Graph, token_ids: str, weights: _Weights, config: ModelConfig) -> str:
+    """token_ids (T, B) to the sums of the embeddings of the n-grams that end at each, as `attnlstm.ngrams` has them."""
+    axis, first = graph.constant([0]), graph.constant([1])
+    next_hash = graph.add("Add", token_ids, graph.constant(np.int64(1)))
+    is_shown = graph.add("Less", token_ids, graph.constant(np.int64(config.padding_id)))
+    zeros = graph.add("Mul", graph.add("Slice", token_ids, axis, first, axis), graph.constant(np.int64(0)))  # (1, B)
+    hashed, is_there = next_hash, graph.cast(is_shown, np.int64)
+    at_start, is_marker = config.num_embeddings + 1, 1
+    found = []
+
+    def before(value: str, start: int) -> str:
+        """The same at the token before, and `start` at the first."""
+        beginning = graph.add("Add", zeros, graph.constant(np.int64(start)))
+        return graph.add("Concat", beginning, graph.add("Slice", value, axis, graph.constant([-1]), axis), axis=0)
+
+    for table in weights["ngrams"]:
+        times = graph.add("Mul", before(hashed, at_start), graph.constant(np.int64(FACTOR)))
+        hashed = graph.add("Mod", graph.add("Add", times, next_hash), graph.constant(np.int64(PRIME)))
+        is_there = graph.add("Mul", before(is_there, is_marker), graph.cast(is_shown, np.int64))
+        at_start, is_marker = 0, 0
+        bucket = graph.add("Mod", hashed, graph.constant(np.int64(config.ngram_buckets)))
+        # Where there is none, a row of zeros behind the last bucket.
+        bucket = graph.add("Where", graph.cast(is_there, np.bool_), bucket, graph.constant(np.int64(len(table))))
+        padded = np.concatenate([table, np.zeros_like(table[:1])])
+        found.append(graph.add("Gather", graph.constant(padded), bucket))
+    return graph.add("Sum", *found)
 
 
 def _hidden_states(graph: _Graph, x: str, lengths: str, weights: _Weights, config: ModelConfig) -> str:
