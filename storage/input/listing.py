@@ -53,9 +53,16 @@ def list_folder(place: Location, *, follow_again: bool) -> Listing:
         listing = _LocalWalk(follow_again).list(place.path)
     else:
         files = (info for info in place.walk() if info.type == pafs.FileType.File)
-        listing = Listing([Entry(place.relative(info.path), info.size) for info in files])
+        listing = Listing([_object(info.path.removeprefix(f"{place.path}/"), info.size) for info in files])
     listing.entries.sort(key=lambda entry: (entry.by_link, entry.name))
     return listing
+
+
+def _object(name: str, num_bytes: int) -> Entry:
+    """An entry of an object store. Of a key with `//` the name keeps both, so that it is no other object's."""
+    unnamed = "" in name.split("/")
+    problem = "its key has // in it, so no path leads to it; give the object another key" if unnamed else None
+    return Entry(name, num_bytes, problem=problem)
 
 
 class _LocalWalk:
