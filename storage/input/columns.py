@@ -3,6 +3,7 @@
 Owns the names that users choose, columns inside structs, and the clash of names with ours. Reads schemas, never data.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -90,10 +91,18 @@ class Columns:
         return {"id": id_type} | {name: column.type for name, column in kept.items() if column is not None}
 
     def overlooked_id(self, schema: pa.Schema) -> str | None:
-        """A column such as `ID` in a file without `id`, which might be meant and is not read."""
+        """What might be meant by ids in a file without `id`, such as a column `ID`, and how to have it; None: nothing.
+
+        That may be an index which pandas wrote as a range, as a note of its own that no other reader sees.
+        """
         if self.id != "id" or has_column(schema, "id"):
             return None
-        return next((name for name in schema.names if name.casefold() == "id" and name not in self.keep), None)
+        name = next((name for name in schema.names if name.casefold() == "id" and name not in self.keep), None)
+        if name is not None:
+            return f"a column {name!r} and none called 'id', so ids are row numbers; --id-column {name} takes it"
+        if "id" in _ranges_of_pandas(schema):
+            return "an index 'id' of pandas and no column, so ids are row numbers; to_parquet(index=True) writes it"
+        return None
 
     def refuse_partitions(self, files: Iterable[str]) -> None:
         """Raises OutputError if a partition in these relative names is called like a column of the output."""
@@ -111,6 +120,15 @@ class Columns:
                         f"{file}: a partition called {name} clashes with the output's column {name.casefold()}, so the "
                         "output could not be read. Rename the folders."
                     )
+
+
+def _ranges_of_pandas(schema: pa.Schema) -> list[str]:
+    """The names of indexes that pandas did not write, since it can make them again."""
+    try:
+        indexes = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        return [index["name"] for index in indexes if isinstance(index, dict)]
+    except (KeyError, ValueError, TypeError):
+        return []
 
 
 def find_column(schema: pa.Schema, name: str) -> pa.Field | None:

@@ -94,7 +94,9 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
     _refuse_shared_names(shards)
     unreadable = tuple(file.unreadable for file in planned if file.unreadable is not None)
     overlooked = Counter(file.overlooked_id for file in planned if file.overlooked_id is not None)
-    notes = tuple(_note(name, count) for name, count in overlooked.items())
+    notes = tuple(
+        f"{'1 file has' if count == 1 else f'{count:,} files have'} {each}" for each, count in overlooked.items()
+    )
     types = {tuple(file.types.items()): file.types for file in planned if file.shards}
     return ShardPlan(tuple(shards), unreadable, notes, tuple(types.values()))
 
@@ -124,11 +126,6 @@ def _plan_file(source: Source, file: SourceFile, columns: Columns, limits: Shard
         return _PlannedFile(unreadable=UnreadableFile(file.relative, f"can't be read: {first_line(error)}"))
     types = columns.carried_types(footer.schema, file.relative)
     return _PlannedFile(shards, overlooked_id=columns.overlooked_id(footer.schema), types=types)
-
-
-def _note(name: str, num_files: int) -> str:
-    files = "1 file has" if num_files == 1 else f"{num_files:,} files have"
-    return f"{files} a column {name!r} and none called 'id', so ids are row numbers; --id-column {name} takes it"
 
 
 def _cut(file: str, footer: Footer, limits: ShardLimits) -> Iterator[Shard]:

@@ -35,7 +35,11 @@ def test_id_is_optional_but_one_that_was_named_is_not() -> None:
     ],
 )
 def test_id_in_other_letters_is_noticed(columns: Columns, names: list[str], overlooked: str | None) -> None:
-    assert columns.overlooked_id(pa.schema([(name, pa.binary()) for name in names])) == overlooked
+    said = columns.overlooked_id(pa.schema([(name, pa.binary()) for name in names]))
+    assert said == (
+        overlooked
+        and f"a column '{overlooked}' and none called 'id', so ids are row numbers; --id-column {overlooked} takes it"
+    )
 
 
 def test_names_with_dots_reach_into_structs_where_no_column_has_that_very_name() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -93,8 +94,13 @@ def test_column_that_might_be_the_id_is_said(put: Callable[..., Path], data: Pat
     put("a.parquet", ID=[1, 2])
     put("b.parquet", id=[1, 2])
     put("c.parquet", ID=[1, 2])
+    frame = pd.DataFrame({"tokens": [b"ab"]}, index=pd.RangeIndex(100, 101, name="id"))
+    frame.to_parquet(data / "d.parquet")  # which reads it back with its index; all others see no such column
+    frame.to_parquet(data / "e.parquet", index=True)
+    frame.rename_axis(None).to_parquet(data / "f.parquet")
     assert plan(data).notes == (
         "2 files have a column 'ID' and none called 'id', so ids are row numbers; --id-column ID takes it",
+        "1 file has an index 'id' of pandas and no column, so ids are row numbers; to_parquet(index=True) writes it",
     )
 
 
