@@ -174,6 +174,8 @@ def _decode(root: Location, footer: Footer, shard: Shard, columns: list[str]) ->
                 raise FileError(_VANISHED) from None
             raise reads.fault from None
         _footer(root, shard)
+        if "decrypt" in str(error).lower():
+            raise FileError(f"encrypted, at least in one of {', '.join(columns)}, which can't be read here") from error
         raise FileError(f"damaged: {str(error).splitlines()[0]}") from error
     _footer(root, shard)
 

@@ -1,5 +1,6 @@
 """Shards read back as bounded tables, and damage in a file becomes a message rather than wrong rows."""
 
+import base64
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 
 from storage.errors import FileError
@@ -68,6 +70,28 @@ def test_column_of_a_type_that_arrow_does_not_have_is_no_trouble_until_it_is_ask
         f"column 'wide' (keep) is stored as {stored}, and what that stands for can't be read (Integers with more than "
         "64 bits not implemented). Write it as another type, such as 64-bit integers or text."
     )
+
+
+class _Keys(encryption.KmsClient):
+    """Wraps keys by writing them out."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> str:
+        return base64.b64encode(key_bytes).decode()
+
+
+@pytest.mark.parametrize("column", ["tokens", "id", "other"])
+def test_encrypted_column_is_called_so_where_it_is_asked_for(column: str, data: Path) -> None:
+    keys = encryption.CryptoFactory(lambda connection: _Keys())
+    how = encryption.EncryptionConfiguration(footer_key="f", column_keys={"k": [column]}, plaintext_footer=True)
+    table = pa.table({"tokens": [b"ab"], "id": [7], "other": [1]})
+    properties = keys.file_encryption_properties(encryption.KmsConnectionConfig(), how)
+    with pq.ParquetWriter(data / "a.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    if column == "other":
+        assert tables(data, ["tokens", "id"])[0][0].num_rows == 1
+    else:
+        with pytest.raises(FileError, match=r"^encrypted, at least in one of tokens, id, which can't be read here$"):
+            tables(data, ["tokens", "id"])
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
