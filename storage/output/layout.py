@@ -343,7 +343,7 @@ def read_stamp(location: Location) -> Stamp | None:
     """The stamp of a file of the output; None if there is no whole file of ours."""
     try:
         return stamp_in(read_footer(location))
-    except (FileError, FileNotFoundError):
+    except (FileError, FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -90,6 +90,7 @@ def _orphans(plan: OutputPlan, may_be: Callable[[str], bool]) -> list[Removable]
     source, output = plan.source, plan.output
     folder = os.path.dirname(source.scope) if _is_one_file(source) else source.scope
     planned = {shard.name for shard in plan.shards}
+    folders = _folders(planned)
     named = {file.relative for file in source.files}
     unreadable = {file.file for file in plan.unreadable}
 
@@ -109,7 +110,9 @@ def _orphans(plan: OutputPlan, may_be: Callable[[str], bool]) -> list[Removable]
             continue
         if file and _is_one_file(source) and file != source.scope:
             continue  # of another input, whose name looks like a shard of this one
-        reason: Reason = "superseded" if file in named else "input is gone" if file else "unknown origin"
+        # Where a folder has taken the place of a file, or the other way round, one is in the way of the other.
+        is_superseded = file in named or (file and (name in folders or not planned.isdisjoint(_folders([name]))))
+        reason: Reason = "superseded" if is_superseded else "input is gone" if file else "unknown origin"
         if other_name is not None:
             reason, file = "read by another name", other_name
         found.append(Removable(path, reason, file, num_bytes))
@@ -157,7 +160,14 @@ def clear_superseded(plan: OutputPlan) -> tuple[str, ...]:
     files = {shard.file for shard in plan.shards}
     stems = {file.removesuffix(".parquet") for file in files}
     # Names first: the footers of a large output are many, those of names that only other shards or links had are few.
-    found = _orphans(plan, lambda name: not stems.isdisjoint(_stems(name)) or _may_be_link(plan.source, name))
+    planned = {shard.name for shard in plan.shards}
+    folders = _folders(planned)
+
+    def may_be(name: str) -> bool:
+        in_the_way = name in folders or not planned.isdisjoint(_folders([name]))
+        return in_the_way or not stems.isdisjoint(_stems(name)) or _may_be_link(plan.source, name)
+
+    found = _orphans(plan, may_be)
     twice = [each for each in found if each.is_twice]
     return remove(plan.output, [*twice, *find_leftovers(plan.output, plan.source.scope)])
 
@@ -218,6 +228,11 @@ def _made_from(output: Output, path: str) -> str:
     return stamp.file if stamp else ""
 
 
+def _folders(names: Iterable[str]) -> set[str]:
+    """The folders that files of these names lie in, and those that these lie in."""
+    return {"/".join(parts[:depth]) for parts in (name.split("/") for name in names) for depth in range(1, len(parts))}
+
+
 def _real(source: Source, file: str) -> str:
     """Where a file of the source lies, links resolved."""
     place = source.root / file
@@ -231,4 +246,4 @@ def _may_be_link(source: Source, name: str) -> bool:
 
 
 def _exists(location: Location) -> bool:
-    return bool(location.info().type != pafs.FileType.NotFound)
+    return location.is_file()

@@ -312,6 +312,22 @@ def test_output_of_a_file_that_is_read_by_another_name_now_is_found_and_goes_bef
     assert _files(output) == ["date=1/a.parquet"]
 
 
+def test_where_a_folder_takes_the_place_of_a_file_and_back_the_old_output_makes_room(
+    data: Path, output: Output, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    for old, new in (("a.parquet", "a.parquet/b.parquet"), ("a.parquet/b.parquet", "a.parquet")):
+        shutil.rmtree(data)
+        put(old, [b"ab"])
+        clear_superseded(plan_output(str(data), output))
+        score(data, output)
+        shutil.rmtree(data)
+        put(new, [b"ab"])
+        assert [each.why for each in _orphans(data, output)] == [f"superseded, {old} is cut otherwise now"] * 2
+        clear_superseded(plan_output(str(data), output))
+        score(data, output)
+        assert _files(output) == [new]
+
+
 def test_before_scoring_a_slice_the_rest_is_left_alone(dated: Path, output: Output, put: Callable[..., Path]) -> None:
     for date in ("date=2026-11-01", "date=2026-11-02"):
         put(f"{date}/b.parquet", [b"ab"])
