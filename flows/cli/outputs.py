@@ -181,6 +181,7 @@ def show_plan(
     files = {shard.file for shard in shards}
     num_bytes = sum(file.num_bytes for file in source.files if file.relative in files)
     reasons = Counter(why.values())
+    notes = [*planned.notes, *planned.misfits()]
     place = str(source.root / source.scope)
     to.record(
         {
@@ -209,7 +210,7 @@ def show_plan(
             "orphans": [asdict(orphan) for orphan in orphans],
             "unreadable": [asdict(file) for file in unreadable],
             "passed_over": [asdict(each) for each in source.passed_over],
-            "notes": list(planned.notes),
+            "notes": notes,
         }
     )
     facts = {
@@ -238,7 +239,7 @@ def show_plan(
         to.table(("shard", "why", "rows", "uncompressed"), rows, rest="shards")
     to.lines([("unreadable", f"{file.file}: {file.reason}") for file in unreadable], rest="unreadable files")
     to.lines([("passed over", f"{each.name}: {each.reason}") for each in source.passed_over], rest="passed over")
-    to.lines([("note", note) for note in planned.notes], rest="notes")
+    to.lines([("note", note) for note in notes], rest="notes")
 
 
 def show_verified(

@@ -63,13 +63,14 @@ class UnreadableFile:
 class ShardPlan:
     """notes: what is worth a word although nothing fails, such as a column `ID` beside no `id`.
 
-    types: of id and kept columns, each combination that a file has once.
+    types: of id and kept columns, each combination that a file has once. files_of_types: which files have each.
     """
 
     shards: tuple[Shard, ...]
     unreadable: tuple[UnreadableFile, ...]
     notes: tuple[str, ...] = ()
     types: tuple[dict[str, pa.DataType], ...] = ()
+    files_of_types: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -97,8 +98,11 @@ def plan_shards(source: Source, columns: Columns, limits: ShardLimits) -> ShardP
     notes = tuple(
         f"{'1 file has' if count == 1 else f'{count:,} files have'} {each}" for each, count in overlooked.items()
     )
-    types = {tuple(file.types.items()): file.types for file in planned if file.shards}
-    return ShardPlan(tuple(shards), unreadable, notes, tuple(types.values()))
+    types: dict[tuple[tuple[str, pa.DataType], ...], list[str]] = {}
+    for file in planned:
+        if file.shards:
+            types.setdefault(tuple(file.types.items()), []).append(file.shards[0].file)
+    return ShardPlan(tuple(shards), unreadable, notes, tuple(map(dict, types)), tuple(map(tuple, types.values())))
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,15 @@ def fit(name: str, column: pa.ChunkedArray, kind: pa.DataType, first_row: int, n
     return fitting
 
 
+def misfits(types: Types, wanted: Types) -> list[str]:
+    """Which columns of a file can't become what they are in an output, as `fit` would say of any value."""
+    return [
+        f"{name!r} is {kind} here, and {wanted[name]} in this output"
+        for name, kind in types.items()
+        if name in wanted and kind != wanted[name] and not _may_become(kind, wanted[name])
+    ]
+
+
 def differing(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """bool (N,): where two columns of N rows differ. Nulls are equal to each other, and so are NaNs."""
     found, expected = _comparable(found), _comparable(expected)

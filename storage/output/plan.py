@@ -17,7 +17,7 @@ from storage.input.shards import Shard, UnreadableFile, plan_shards
 from storage.input.sources import Source, find_source, refuse_nested
 from storage.locations import Location
 from storage.locks import alone
-from storage.output.carried import Types
+from storage.output.carried import Types, common_types, misfits
 from storage.output.layout import Output, Stamp, read_stamp
 from storage.registry.checkpoints import CheckpointId
 
@@ -41,6 +41,7 @@ class OutputPlan:
     """An input, cut into shards with the settings of its output.
 
     notes: what is worth a word, though nothing fails. types: of id and kept columns, as its files have them.
+    files_of_types: which files have each of these.
     """
 
     source: Source
@@ -49,6 +50,16 @@ class OutputPlan:
     unreadable: tuple[UnreadableFile, ...]
     notes: tuple[str, ...] = ()
     types: tuple[Types, ...] = ()
+    files_of_types: tuple[tuple[str, ...], ...] = ()
+
+    def misfits(self) -> tuple[str, ...]:
+        """The files that will fail for the types of their columns, as far as these tell: a value may not fit either."""
+        wanted = {**common_types(self.types), **self.output.types}
+        found = []
+        for types, (first, *others) in zip(self.types, self.files_of_types, strict=True):
+            more = f" and {len(others):,} more of such types" if others else ""
+            found += [f"{first}{more} will fail: {each}" for each in misfits(types, wanted)]
+        return tuple(found)
 
     def prepare(self, classes: pa.Array) -> Output:
         """The output as it is recorded from now on: see `Output.prepare`."""
@@ -120,7 +131,7 @@ def plan_output(source: str, output: Output) -> OutputPlan:
     output.settings.columns.refuse_partitions(file.relative for file in found.files)
     output.check(str(found.root))
     cut = plan_shards(found, output.settings.columns, output.settings.limits)
-    return OutputPlan(found, output, cut.shards, cut.unreadable, cut.notes, cut.types)
+    return OutputPlan(found, output, cut.shards, cut.unreadable, cut.notes, cut.types, cut.files_of_types)
 
 
 def existing_output(output: str) -> Output:

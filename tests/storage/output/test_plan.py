@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
 import pytest
 
 import storage.input.reading
@@ -159,3 +160,17 @@ def test_each_footer_is_read_once_to_plan_and_an_input_twice_to_score(
     reads.clear()
     score(data, output)
     assert {name: reads[str(data / name)] for name in NAMES} == dict.fromkeys(NAMES, 3)  # one of them to plan
+
+
+def test_files_whose_types_do_not_go_together_are_named_before_they_fail(
+    put: Callable[..., Path], data: Path, output: Output
+) -> None:
+    moments = pa.array([0, 1], pa.timestamp("us"))
+    put("a.parquet", id=[1, 2])
+    put("b.parquet", id=moments)
+    put("c.parquet", id=moments)
+    put("d.parquet", id=["3", "4"])
+    put("e.parquet")
+    assert plan_output(str(data), output).misfits() == (
+        "b.parquet and 1 more of such types will fail: 'id' is timestamp[us] here, and int64 in this output",
+    )
