@@ -21,7 +21,7 @@ HIGHEST_DECAY = 0.3
 number of passes, whatever the number of rows (Wang and Aitchison 2024, arXiv 2405.13698); on very few rows it would
 leave nothing to learn with, hence the bound."""
 
-NGRAM_DECAY = 12
+NGRAM_DECAY = 24
 """Times as much for the embeddings of n-grams, most of which a pass meets a few times only: those of a row that the
 network knows by heart are forgotten before the next pass, those that many rows agree on are not."""
 

@@ -107,7 +107,7 @@ class Preset:
 # average over steps is better than the weights of any one, above all where the learning rate is still high.
 _AGAINST_OVERFITTING: dict[str, Any] = {"batch_rows": 128, "token_dropout": 0.15}
 _AVERAGED: dict[str, Any] = {**_AGAINST_OVERFITTING, "averaging": 0.998}
-_NGRAMS: dict[str, Any] = {"longest_ngram": 4, "ngram_buckets": 1 << 15, "ngram_dropout": 0.3}
+_NGRAMS: dict[str, Any] = {"longest_ngram": 5, "ngram_buckets": 1 << 15, "ngram_dropout": 0.3}
 
 PRESETS: dict[PresetName, Preset] = {
     preset.name: preset

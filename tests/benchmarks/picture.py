@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-PANELS = {"end-to-end": "hidden 32, the default preset", "hidden-16": "hidden 16, the published network"}
+PANELS = {"end-to-end": "hidden 32", "hidden-16": "hidden 16, the published network"}
 OURS_COLOUR, PEERS_COLOUR = "#2f6f4f", "#9aa5ad"
 
 

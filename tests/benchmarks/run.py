@@ -74,6 +74,7 @@ PARTS: dict[str, Part] = {
     "starting": _from("starting", "measure_starting"),
     "scoring": _from("scoring_only", "compare_engines"),
     "repeats": _from("repeats", "compare_repeats"),
+    "ngrams": _from("ngrams", "compare_ngrams"),
     "training": _from("training_speed", "compare_training"),
     "growth": _from("growth", "measure_growth"),
 }
@@ -87,6 +88,7 @@ QUICK_PARTS: dict[str, Part] = {
     "starting": PARTS["starting"],
     "scoring": _from("scoring_only", "compare_engines", hidden_sizes=[32, 16], share=0.01),
     "repeats": _from("repeats", "compare_repeats", num_rows=100),
+    "ngrams": _from("ngrams", "compare_ngrams", num_rows=50),
     "training": _from("training_speed", "compare_training", hidden_sizes=[16], num_rows=8),
 }
 

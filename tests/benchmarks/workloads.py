@@ -21,7 +21,7 @@ from attnlstm.network import AttentionLSTM
 from flows.cli.sample import write_sample
 
 HIDDEN_SIZES = (32, 16, 64, 128, 256)
-"""That of the default preset first, and then that of the published network."""
+"""That of the default preset first, and then that of the published network; all without n-grams."""
 
 LONGEST = 4096
 ROWS_PER_FILE = 100_000
