@@ -26,7 +26,7 @@ from numba import njit
 from numba.core import types
 
 from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
-from attnlstm.engines.fused_cpu.ngrams import add_ngrams, begin_hashes, roll_hashes
+from attnlstm.engines.fused_cpu.ngrams import embed_ngrams
 from attnlstm.engines.fused_cpu.pooling import classify, pool
 from attnlstm.engines.fused_cpu.tile import (
     BEFORE,
@@ -222,16 +222,13 @@ def compile_score_rows() -> Callable[..., None]:
         if num_features > 0:
             # They lie where the second layer's states will.
             above = states[1].ctypes.data
-            hashes = np.empty(len(tables) + 1, np.int64)
+            of_ngrams = states[1, : begins[-1] * 2 * size].reshape((begins[-1], 2 * size))
             for n in range(len(rows)):
-                begin_hashes(hashes, table.shape[1])
-                for t in range(begins[n], begins[n + 1]):
-                    roll_hashes(hashes, tokens[t], table.shape[1])
-                    of_ngrams = states[1, t * 2 * size : t * 2 * size + tables.shape[2]]
-                    of_ngrams[:] = 0
-                    add_ngrams(hashes, tables, of_ngrams)
+                of_row = of_ngrams[begins[n] : begins[n + 1]]
+                embed_ngrams(tokens[begins[n] : begins[n + 1]], table.shape[1], tables, of_row)
+                for t in range(len(of_row)):
                     for e in range(num_features):
-                        of_rows[n, e] += of_ngrams[e]
+                        of_rows[n, e] += of_row[t, e]
         for layer in range(1 + len(upper_weights)):
             below, above = above, states[layer % len(states)].ctypes.data
             for direction in range(2):

@@ -27,7 +27,14 @@ from numba import njit
 from numba.core import types
 
 from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
-from attnlstm.engines.fused_cpu.ngrams import add_ngrams, add_run, begin_hashes, bucket_of, roll_hashes
+from attnlstm.engines.fused_cpu.ngrams import (
+    add_run,
+    begin_hashes,
+    bucket_of,
+    embed_ngrams,
+    fetch_to_write,
+    roll_hashes,
+)
 from attnlstm.engines.fused_cpu.pooling import LANES as POOLED_LANES
 from attnlstm.engines.fused_cpu.pooling import add_weighted, exponential, pool, score_tokens
 from attnlstm.engines.fused_cpu.tile import GATES, Tile, tile_of_processor
@@ -43,7 +50,6 @@ from attnlstm.training.fused.tiles import (
     TO,
     backward_cell,
     drop,
-    fetch,
     forward_tile,
     outer_tile,
     product_tile,
@@ -171,7 +177,7 @@ def forward_direction(slots, begins, lengths, tokens, table, weights, num_panels
             slots[n, POSITION] = position
             record = records + position * RECORD * row_bytes
             slots[n, START] = table + tokens[position] * GATES * row_bytes if len(tokens) else record
-            fetch(record + beyond, RECORD * size)
+            fetch_to_write(record + beyond, RECORD * size)
         step_forward(slots, num_active, weights, num_panels, size, ahead, states, records)
 
 
@@ -190,8 +196,8 @@ def backward_direction(
         for n in range(num_active):
             position = begins[n] + (t if ahead > 0 else lengths[n] - 1 - t)
             record = records + position * RECORD * row_bytes
-            fetch(record - ahead * STEPS_AHEAD * RECORD * row_bytes, RECORD * size)
-            fetch(from_above + (position - ahead * STEPS_AHEAD) * 2 * row_bytes, size)
+            fetch_to_write(record - ahead * STEPS_AHEAD * RECORD * row_bytes, RECORD * size)
+            fetch_to_write(from_above + (position - ahead * STEPS_AHEAD) * 2 * row_bytes, size)
             slots[n, FROM] = record
             slots[n, START] = zeros
             slots[n, TO] = from_next + n * row_bytes
@@ -387,15 +393,12 @@ def compile_step() -> tuple[Callable[..., Any], ...]:
                 states[layer, empty * width : (empty + 1) * width] = 0
                 records[layer, :, empty * record : (empty + 1) * record] = 0
         if has_ngrams:
-            hashes = np.empty(len(tables) + 1, np.int64)
             for n in range(num_rows + 1):
                 firsts[begins[n] - 1 if n < num_rows else num_positions - 1] = 0
             for n in range(num_rows):
-                begin_hashes(hashes, len(embedding))
-                for p in range(begins[n], begins[n] + lengths[n]):
-                    roll_hashes(hashes, tokens[p], len(embedding))
-                    of_ngrams[p] = 0
-                    add_ngrams(hashes, tables, of_ngrams[p])
+                of_row = slice(begins[n], begins[n] + lengths[n])
+                of_ngrams[of_row] = 0
+                embed_ngrams(tokens[of_row], len(embedding), tables, of_ngrams[of_row])
                 first = of_ngrams.ctypes.data + begins[n] * num_features * FLOAT_BYTES
                 if ngram_threshold > 0:
                     drop(

@@ -13,7 +13,7 @@ of both directions side by side.
 # Numba gives these functions their types when it compiles them; mypy can't follow.
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from attnlstm.engines.fused_cpu.tile import GATES, add_products, sigmoid_fraction, tanh_fraction
@@ -31,9 +31,6 @@ CELL, TANH = GATES, GATES + 1
 STEPS_AHEAD = 4
 """So many steps before it is needed, a record is fetched into the cache: more rows go side by side than a processor
 follows by itself."""
-
-CACHE_LINE = 16
-"""Numbers of a line, which is 64 bytes."""
 
 ADDRESS = types.int64
 
@@ -67,30 +64,6 @@ def _apart(context, builder, name, args, body):
         inside.ret_void()
     builder.call(module.globals[name], args)
     return context.get_dummy_value()
-
-
-@intrinsic
-def fetch(typing, address, num_numbers):
-    """Ask for this many float32 from an address on, which need not be anybody's, to be in the cache soon."""
-
-    def emit(context, builder, signature, args):
-        pointer = pointer_to(builder, args[0], FLOAT)
-        name = "llvm.prefetch.p0"
-        bits, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [bits, flag, flag, flag]), name
-        )
-
-        def one_line(n, carried):
-            line = at(builder, pointer, builder.mul(n, INT64(CACHE_LINE)))
-            # To write to, into all caches, and it is data.
-            builder.call(function, [builder.bitcast(line, bits), INT32(1), INT32(3), INT32(1)])
-            return []
-
-        repeat(builder, builder.sdiv(args[1], INT64(CACHE_LINE)), [], one_line)
-        return context.get_dummy_value()
-
-    return types.void(ADDRESS, types.int64), emit
 
 
 @intrinsic(prefer_literal=True)
