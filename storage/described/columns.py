@@ -4,6 +4,7 @@ The columns' comments in the files, the page that lies in an output, contracts f
 storage/README.md all say what stands here. Knows nothing about how columns are made.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +83,14 @@ _NAMED = {part: {column.name: column for column in columns} for part, columns in
 def describe(part: Part, name: str) -> Column:
     """The column of this name in the predictions or the attention; what is none of ours is a kept one."""
     return _NAMED[part].get(name) or _NAMED[part][KEPT]
+
+
+def columns_of(part: Part, keep: Iterable[str], *, has_positions: bool) -> list[tuple[str, Column]]:
+    """The columns of an output with their names, in order. keep: the kept ones. has_positions: with top:K."""
+    found = [column for column in COLUMNS[part] if has_positions or not column.of_top]
+    kept = [(name, _NAMED["predictions"][KEPT]) for name in keep]
+    pairs = [kept if column.name == KEPT else [(column.name, column)] for column in found]
+    return [pair for each in pairs for pair in each]
 
 
 def with_comments(part: Part, schema: pa.Schema) -> pa.Schema:

@@ -4,6 +4,7 @@
     OUTPUT/predictions/<name>.parquet    one for each shard; its appearance is the commit
     OUTPUT/attention/<name>.parquet      the same rows, in place before the predictions are
     OUTPUT/runs/<flow-run-id>.json       the manifest of each run
+    OUTPUT/README.md                     what all of this is, for people
 
 Owns these names, which no other file spells out, the settings, and the stamp in each footer. What a run holds while it
 writes, `.locks` and `.leases`, is for `storage.locks`. Knows nothing about rows.
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from storage.described.readme import output_readme
 from storage.errors import FileError, OutputError
 from storage.footers import Footer, read_footer
 from storage.input.columns import OURS, ROW, Columns
@@ -45,6 +47,7 @@ PREDICTION = "prediction"
 PREDICTIONS = "predictions"
 ATTENTION = "attention"
 RUNS = "runs"
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,8 @@ class Output:
     def prepare(self, source: str, offered: Sequence[Types] = (), classes: pa.Array | None = None) -> "Output":
         """Record what this output is, in `_dataset.json`, and return it with the types that its files have.
 
+        A README.md that says it to people is written where there is none.
+
         offered: of each input file, the types that its id and kept columns have. classes: of the checkpoint that is to
         score, see `storage.labelled.classes.class_values`. What is not recorded yet is as in a file of the output or,
         in a new one, what the input files have in common, and the type of the classes.
@@ -272,6 +277,9 @@ class Output:
             )
         record = json.dumps(self._record(source) | types_to_record(types), indent=2) + "\n"
         (self.root / OUTPUT_RECORD).write_bytes(record.encode())
+        readme = self.root / README
+        if self.settings.has_rows and not readme.is_file():  # or somebody's own words would be lost
+            readme.write_bytes(output_readme(self.settings, types).encode())
         return replace(self, types=types)
 
     def _types_of_files(self) -> Types:

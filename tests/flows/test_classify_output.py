@@ -51,7 +51,7 @@ def test_output_has_a_file_of_each_kind_for_every_input_and_nothing_unfinished(s
 
     visible = [name for name in _names(scored.output) if not name.startswith(".lock")]
     assert visible == sorted(
-        ["_dataset.json", f"runs/{run_id}.html", f"runs/{run_id}.json"]
+        ["README.md", "_dataset.json", f"runs/{run_id}.html", f"runs/{run_id}.json"]
         + [f"{kind}/{name}" for kind in ("predictions", "attention") for name in names]
     )
 

@@ -255,6 +255,7 @@ def test_files_come_out_byte_for_byte_the_same(
         written.append(files_below(tmp_path / name))
     assert written[0] == written[1]
     assert sorted(written[0]) == [
+        "README.md",
         "_dataset.json",
         "attention/b.parquet",
         "attention/d=1/a-00000-of-00002.parquet",
@@ -411,7 +412,7 @@ def test_attention_is_in_place_before_the_predictions(
     with pytest.raises(OSError, match="No space left on device"):
         scored()
     left = ["attention/a.parquet"] if fails == "predictions" else []
-    assert sorted(files_below(Path(output.root.path))) == ["_dataset.json", *left]
+    assert sorted(files_below(Path(output.root.path))) == ["README.md", "_dataset.json", *left]
 
 
 @pytest.fixture
