@@ -28,6 +28,7 @@ _COMMANDS = {
     "serve:serve": "Do all of this on schedules, with Prefect's page, until interrupted.",
     "outputs:plan": "Say what classify would do, and why.",
     "outputs:verify": "Check an output against its input, row by row.",
+    "outputs:contract": "Write what other tools take: a data contract, dbt's sources, views of DuckDB.",
     "outputs:report": "Make a page about an output: what was run, whether all is well, rows to look at.",
     "explain:explain": "Explain one row: its prediction, its tokens shaded by attention, what erasing them does.",
     "outputs:prune": "Remove from an output what no input accounts for.",

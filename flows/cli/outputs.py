@@ -1,4 +1,4 @@
-"""The commands that look at an output without scoring it: plan, verify, report and prune, and what they print.
+"""The commands that look at an output without scoring it: plan, verify, report, contract, prune, and what they print.
 
 Only prune changes anything. What would be scored, what is wrong and what may go is for storage to say. Knows nothing
 about Prefect, so that these commands are quick.
@@ -151,6 +151,40 @@ def report(
     place = Location.parse(out if out is not None else below(output, "report.html"))
     num_bytes = write_page(found, place)
     show_report(printer(as_json), found, str(place), num_bytes)
+    return DONE
+
+
+def contract(output: str, *, out: str | None = None, as_json: AsJson = False) -> int:
+    """Write what other tools take of an output: an Open Data Contract, dbt's sources.yml, and views.sql for DuckDB.
+
+    Args:
+        output: Folder or URI of the output.
+        out: Folder or URI to write to. By default `contract` in the output.
+    """
+    import yaml
+
+    from storage.described.contracts import dbt_sources, open_data_contract
+    from storage.described.outputs import describe_output
+    from storage.described.views import views_sql
+
+    found = describe_output(output)
+    texts = {
+        "contract.odcs.yaml": yaml.safe_dump(open_data_contract(found), sort_keys=False, allow_unicode=True),
+        "sources.yml": yaml.safe_dump(dbt_sources(found), sort_keys=False, allow_unicode=True),
+        "views.sql": views_sql(found) + "\n",
+    }
+    folder = Location.parse(out if out is not None else below(output, "contract"))
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    to = printer(as_json)
+    to.record({"contract": str(folder), "files": list(texts)})
+    to.facts(
+        {
+            "contract": str(folder / "contract.odcs.yaml"),
+            "dbt": str(folder / "sources.yml"),
+            "DuckDB": str(folder / "views.sql"),
+        }
+    )
     return DONE
 
 

@@ -265,3 +265,15 @@ def test_plan_tells_what_is_passed_over_and_what_might_be_meant(
         "note 1 file has a column 'ID' and none called 'id', so ids are row numbers; --id-column ID takes it",
     ):
         assert line in " ".join(run.out.split())
+
+
+def test_contract_writes_what_other_tools_take_beside_the_output_or_where_it_is_told(
+    attnlstm: Run, output: Path, tmp_path: Path
+) -> None:
+    names = ["contract.odcs.yaml", "sources.yml", "views.sql"]
+    record = json.loads(attnlstm("contract", str(output), "--json").out)
+    assert record == {"contract": str(output / "contract"), "files": names}
+    attnlstm("contract", str(output), "--out", str(tmp_path / "elsewhere"))
+    for name in names:
+        assert (output / "contract" / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
+    assert f"'{output}/predictions/**/*.parquet'" in (output / "contract/views.sql").read_text()
