@@ -58,7 +58,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
         )
         # Before the output is touched: one error if the checkpoint can't be used, not one for each shard.
         loaded = LoadedCheckpoint(job, stored) if options.runner == "threads" else None
-        config = loaded.config if loaded else check_checkpoint(stored)
+        config = loaded.config if loaded else check_checkpoint(stored, output)
         with only_run(output.root, str(flow_run.name), scope=source.scope) as hold:
             output = plan.prepare(class_values(config.classes, config.label_type))
             clear_superseded(plan)
@@ -103,5 +103,8 @@ def _final_state(manifest: RunManifest, max_errors: str, errors_left: int) -> St
         message = f"{errors:,} of {rows} have no prediction, more than max_errors ({max_errors}) allows: {first_errors}"
         return Failed(message=message, data=summary)
     others = f"{counted(up_to_date, 'shard')} {'was' if up_to_date == 1 else 'were'} up to date"
-    message = f"{rows} in {counted(scored, 'shard')} scored, {errors:,} with errors; {others}."
+    abstained = f", {manifest.totals['abstained']:,} without a prediction for their score" * bool(
+        manifest.totals["abstained"]
+    )
+    message = f"{rows} in {counted(scored, 'shard')} scored, {errors:,} with errors{abstained}; {others}."
     return Completed(message=message, data=summary)

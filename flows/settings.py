@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from attnlstm.config import Attention, ModelConfig
 from attnlstm.engines import Device, EngineName, Precision
+from attnlstm.evaluation.abstention import PATTERN as ABSTAIN_PATTERN
 from attnlstm.evaluation.comparison import Metric
 from attnlstm.training.settings import DEFAULT, ClassWeights, PresetName
 from flows.operations.promote import PromotionRules
@@ -97,6 +98,11 @@ class OutputOptions(Options):
     max_tokens: Count | None = recorded(_NEW.max_tokens, "Longest row that is scored whole, in tokens.")
     long_rows: Literal["truncate", "error"] | None = recorded(
         _NEW.long_rows, 'What longer rows get: a score of their first max_tokens ("truncate"), or an "error".'
+    )
+    abstain_below: Annotated[str, Field(pattern=ABSTAIN_PATTERN)] | None = recorded(
+        _NEW.abstain_below,
+        "Score below which a row gets no prediction, such as 0.8; or the precision that predictions of each class are "
+        "to have, such as precision=0.95, by the validation rows on the checkpoint's card.",
     )
     shard_rows: Count | None = recorded(
         _NEW.limits.rows,

@@ -15,7 +15,7 @@ from attnlstm.evaluation.comparison import Metric
 from flows.cli import DONE
 from flows.cli.printing import MOST_LISTED, AsJson, Printer, byte_size, printer
 from flows.operations.exchange import ExportFormat
-from flows.operations.measure import how_sure, left_out_in_words
+from flows.operations.measure import abstention_in_words, how_sure, left_out_in_words
 from flows.operations.promote import PromotionRules
 from flows.orchestration.facts import counted
 from storage.errors import RegistryError
@@ -281,6 +281,8 @@ def card_facts(card: Card) -> dict[str, str]:
         measures.append(f"commonest class {test.majority_accuracy:.4f}")
         words = how_sure(test)
         facts["test"] = f"{', '.join(measures)}, on {counted(test.num_rows, 'row')}{f': {words}' if words else ''}"
+    if card.abstention:
+        facts["abstaining"] = abstention_in_words(card.abstention)
     return facts
 
 

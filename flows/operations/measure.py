@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from attnlstm.evaluation.abstention import LADDER, coverage_and_accuracy, precision_steps, thresholds_of
 from attnlstm.evaluation.chance import FEWEST_ROWS, accuracy_interval
 from attnlstm.evaluation.comparison import CONFIDENCE
 from attnlstm.evaluation.metrics import evaluate, probabilities_of
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource, num_rows_of_sides
-from storage.labelled.split import TEST
+from storage.labelled.split import TEST, VALIDATION
 from storage.labelled.vocabulary import Outside
-from storage.registry.cards import Card, Data, Figures, Sample, Training
+from storage.registry.cards import Abstention, AtThreshold, Card, Data, Figures, Sample, Training
 
 if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from attnlstm.training.settings import TrainingSettings
 
 _VERSIONS = ("attnlstm", "torch", "numpy", "pyarrow", "safetensors")
+
+_SHOWN_THRESHOLD = 0.9
 
 SAMPLE_ROWS = 16
 """Test rows whose scores the card keeps, to be met again by what is read back from the registry."""
@@ -64,9 +67,12 @@ def measure_network(network: "AttentionLSTM", rows: LabelledRows, *, threads: in
     own = network.config.classes
     values, offsets, labels = rows.side(TEST)
     (probabilities,) = probabilities_of([network], own, values, offsets, threads)
+    known, known_offsets, known_labels = rows.side(VALIDATION)
+    (of_known,) = probabilities_of([network], own, known, known_offsets, threads)
     unscaled = _without_temperature(probabilities, network.config.temperature)
     classes = (*rows.classes, *(name for name in own if name not in rows.classes))
     places = [classes.index(name) for name in own]
+    as_own = np.array([own.index(name) if name in own else len(own) for name in rows.classes])
     groups = rows.groups[rows.splits == TEST]
 
     def figures(of_own: npt.NDArray[np.floating]) -> Figures:
@@ -78,9 +84,42 @@ def measure_network(network: "AttentionLSTM", rows: LabelledRows, *, threads: in
         blank_card(),
         test=replace(figures(probabilities), ece_before_scaling=figures(unscaled).ece),
         sample=_sample(rows, probabilities),
+        abstention=_abstention(own, probabilities, as_own[labels], of_known, as_own[known_labels]),
         drift=reference(values, offsets, probabilities, groups),
         faithfulness=measure(open_engine(network).score, values, offsets, seed=seed),
     )
+
+
+def _abstention(
+    classes: tuple[str, ...],
+    probabilities: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.integer],
+    of_known: npt.NDArray[np.float32],
+    known_labels: npt.NDArray[np.integer],
+) -> Abstention:
+    """What withholding predictions does to the test rows, by what the validation rows say. A label may be no class."""
+    steps = dict(zip(classes, precision_steps(of_known, known_labels), strict=True))
+
+    def at(wanted: float, prefix: str) -> AtThreshold:
+        thresholds = thresholds_of(f"{prefix}{wanted}", classes, steps)
+        coverage, accuracy = coverage_and_accuracy(probabilities, labels, thresholds)
+        return AtThreshold(wanted=wanted, coverage=coverage, accuracy=accuracy)
+
+    return Abstention(
+        scores=tuple(at(wanted, "") for wanted in LADDER),
+        precisions=tuple(at(wanted, "precision=") for wanted in LADDER),
+        by_class={name: tuple(found) for name, found in steps.items()},
+    )
+
+
+def abstention_in_words(abstention: Abstention) -> str:
+    """What is left if a score or a precision is asked for, such as 0.9."""
+    texts = []
+    for what, found in (("a score of", abstention.scores), ("a precision of", abstention.precisions)):
+        each = next(at for at in found if at.wanted == _SHOWN_THRESHOLD)
+        right = f", {each.accuracy:.1%} of them right" if each.accuracy is not None else ""
+        texts.append(f"{what} {each.wanted:g} leaves {each.coverage:.1%} of the test rows a prediction{right}")
+    return "; ".join(texts)
 
 
 def figures_of(
@@ -168,6 +207,8 @@ def make_readme(card: Card, config: "ModelConfig", measured_on: str = "") -> str
         ]
         if words := how_sure(test):
             paragraphs.append(f"{test.num_rows:,} rows show so much: {words}.")
+    if card.abstention:
+        paragraphs.append(f"{abstention_in_words(card.abstention).capitalize()} (`classify --abstain-below`).")
     paragraphs += _remarks(data) if data else []
     if card.faithfulness:
         paragraphs.append(sentence(card.faithfulness))

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attnlstm.evaluation.abstention import thresholds_of, withheld
 from attnlstm.evaluation.metrics import counts_by_class
-from storage.errors import FileError, StorageError
+from storage.errors import FileError, RegistryError, StorageError
 from storage.input.columns import column_or_partition
 from storage.input.reading import decode_rows, read_shard
 from storage.input.shards import Shard
@@ -90,7 +91,8 @@ class ScoredShard:
 class LoadedCheckpoint:
     """A checkpoint ready to score. Whoever loads one hands it to what scores with it.
 
-    engine: what computes. drift_reference: what the checkpoint's card says that rows look like, or None.
+    engine: what computes. drift_reference: what the checkpoint's card says that rows look like, or None. thresholds:
+    (C,), the scores below which predictions are withheld, or None.
     A plain class, not a dataclass, so that Prefect passes it on without looking into it.
     """
 
@@ -103,6 +105,7 @@ class LoadedCheckpoint:
         self.config: ModelConfig = network.config
         self.engine: Engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
         self.drift_reference: dict[str, Any] | None = stored.card.drift
+        self.thresholds = thresholds_for(job.output, stored, self.config)
 
     def describe(self) -> str:
         """Which engine computes where and, if it is not the fast one, why."""
@@ -116,11 +119,31 @@ class LoadedCheckpoint:
         return f"{what}, since {reason}" if reason else what
 
 
-def check_checkpoint(stored: StoredCheckpoint) -> "ModelConfig":
+def check_checkpoint(stored: StoredCheckpoint, output: Output) -> "ModelConfig":
     """For a process that has others score. Raises CheckpointError if the files can't be used."""
     from attnlstm.checkpoint import from_files
 
-    return from_files(stored.files, where=str(stored.location)).config
+    config = from_files(stored.files, where=str(stored.location)).config
+    thresholds_for(output, stored, config)
+    return config
+
+
+def thresholds_for(output: Output, stored: StoredCheckpoint, config: "ModelConfig") -> npt.NDArray[np.float32] | None:
+    """(C,): the scores below which an output has no prediction by this checkpoint; None if it always has one.
+
+    Raises RegistryError if a precision is wanted, and the checkpoint's card does not say which scores reach it.
+    """
+    wanted = output.settings.abstain_below
+    if wanted is None:
+        return None
+    abstention = stored.card.abstention
+    try:
+        return thresholds_of(wanted, config.classes, abstention.by_class if abstention else {})
+    except ValueError as error:
+        raise RegistryError(
+            f"The checkpoint {stored.version} can't abstain below {wanted}: {error}. What `retrain` makes knows it "
+            "from its validation rows; for others give a score, such as --abstain-below 0.8."
+        ) from None
 
 
 class _ProcessCheckpoint:
@@ -214,14 +237,14 @@ def score_shard(
     started = time.perf_counter()
     settings = job.output.settings
     rules = TokenRules(loaded.config.padding_id, settings.max_tokens, settings.long_rows)
-    tally = _Tally(loaded.config.classes, loaded.drift_reference)
+    tally = _Tally(loaded.config.classes, loaded.drift_reference, loaded.thresholds)
 
     def pieces() -> Iterator[tuple[pa.Table, TokenRows]]:
         for table in read_shard(job.source_root, shard, settings.columns, chunk_bytes=settings.chunk_bytes):
             yield decode_rows(table, settings.columns, rules)
 
     config = loaded.config
-    with write_shard(job.output, shard, job.checkpoint, config.classes, config.label_type) as writer:
+    with write_shard(job.output, shard, job.checkpoint, config.classes, config.label_type, loaded.thresholds) as writer:
 
         def keep(table: pa.Table, rows: TokenRows, scores: "Scores") -> None:
             writer.write(table, rows, scores.probabilities, scores.attention_weights)
@@ -239,16 +262,21 @@ def score_shard(
 class _Tally:
     """Counts over a shard's rows."""
 
-    def __init__(self, classes: tuple[str, ...], drift_reference: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        drift_reference: dict[str, Any] | None,
+        thresholds: npt.NDArray[np.float32] | None,
+    ) -> None:
         from attnlstm.evaluation.drift import Observed
 
-        self._classes = classes
+        self._classes, self._thresholds = classes, thresholds
         self._observed = Observed(drift_reference) if drift_reference else None
         self._predicted = np.zeros(len(classes), np.int64)
         self._label_counts: npt.NDArray[np.int64] | None = None
         self._errors: dict[str, int] = {}
         self._first_errors: dict[str, list[int]] = {}
-        self._rows = self._tokens = self._truncated = self._num_other_labels = 0
+        self._rows = self._tokens = self._truncated = self._num_other_labels = self._abstained = 0
 
     def add(self, rows: TokenRows, probabilities: npt.NDArray[np.float32], labels: pa.ChunkedArray | None) -> None:
         num_classes = len(self._classes)
@@ -257,7 +285,11 @@ class _Tally:
         self._rows += len(rows.usable)
         self._tokens += len(rows.values)
         self._truncated += int(rows.truncated.sum())
-        self._predicted += np.bincount(winners, minlength=num_classes)
+        given = np.ones(len(winners), bool)
+        if self._thresholds is not None:
+            given = ~withheld(probabilities, self._thresholds)
+        self._abstained += int(np.count_nonzero(~given))
+        self._predicted += np.bincount(winners[given], minlength=num_classes)
         if self._observed is not None and len(winners):
             confidence = probabilities[np.arange(len(winners)), winners]
             self._observed.add(rows.values, rows.offsets, winners, confidence)
@@ -266,6 +298,7 @@ class _Tally:
             codes = pc.index_in(names, value_set=pa.array(self._classes)).to_numpy(zero_copy_only=False)
             known = ~np.isnan(codes.astype(np.float64))
             self._num_other_labels += int(np.count_nonzero(names.is_valid().to_numpy() & ~known))
+            known &= given
             counts = counts_by_class(winners[known], codes[known].astype(np.int64), num_classes)
             self._label_counts = counts if self._label_counts is None else self._label_counts + counts
 
@@ -288,6 +321,7 @@ class _Tally:
             num_rows=self._rows,
             num_tokens=self._tokens,
             num_truncated=self._truncated,
+            num_abstained=self._abstained,
             errors=dict(sorted(self._errors.items())),
             predictions={name: count for name, count in predictions.items() if name in commonest},
             seconds=round(seconds, 3),

@@ -50,6 +50,9 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         facts["errors"] = _counts(totals["errors"])
         if first := first_errors_in_words(manifest):
             facts["first errors"] = first
+        if "abstain_below" in manifest.settings:
+            limit = str(manifest.settings["abstain_below"])
+            facts["abstained"] = f"{totals['abstained']:,} rows have a score too low for a prediction ({limit})"
         if totals["truncated"]:
             limit = manifest.settings["max_tokens"]
             facts["truncated"] = f"{totals['truncated']:,} rows longer than {limit:,} tokens"
@@ -121,7 +124,10 @@ def run_summary(manifest: RunManifest) -> dict[str, Any]:
     """What a program is told of a run: its state, its places and its counts. It holds nothing of a row."""
     return {
         **{name: getattr(manifest, name) for name in _TOLD},
-        **{name: manifest.totals[name] for name in ("rows", "errors", "truncated", "tokens", "tokens_per_second")},
+        **{
+            name: manifest.totals[name]
+            for name in ("rows", "errors", "abstained", "truncated", "tokens", "tokens_per_second")
+        },
         "shards": len(manifest.shards),
         "up_to_date": manifest.num_up_to_date,
         "failed": len(manifest.failures),

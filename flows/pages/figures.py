@@ -85,7 +85,7 @@ class Figures:
     """Counts over the predictions of an output, or of the files that a run wrote.
 
     classes: of all checkpoints, in their order. errors, predictions, checkpoints: rows of each, most first.
-    confusion: rows by label and predicted class.
+    confusion: rows by label and predicted class. num_abstained: rows without a prediction and without an error.
     picks: why a row is worth a look, and the places of such rows; unreadable: files that could not be counted.
     """
 
@@ -94,6 +94,7 @@ class Figures:
     num_rows: int = 0
     num_tokens: int = 0
     num_truncated: int = 0
+    num_abstained: int = 0
     classes: tuple[str, ...] = ()
     errors: dict[str, int] = field(default_factory=dict)
     predictions: dict[str, int] = field(default_factory=dict)
@@ -166,6 +167,7 @@ def count_predictions(
         num_rows=totals["len"],
         num_tokens=totals["num_tokens"],
         num_truncated=totals["truncated"],
+        num_abstained=int(counts.filter(pl.col("prediction").is_null() & pl.col("error").is_null())["len"].sum()),
         classes=classes,
         errors=_totals(counts, "error"),
         predictions=_totals(counts, "prediction"),

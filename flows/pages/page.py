@@ -237,6 +237,13 @@ def _card(card: Card) -> dict[str, Any]:
             [name, f"{of.num_rows:,}", f"{of.precision:.3f}", f"{of.recall:.3f}", f"{of.f1:.3f}"]
             for name, of in list((test.per_class if test else {}).items())[:_MOST_CLASSES]
         ],
+        "abstention": [
+            [f"{kind} {at.wanted:g}", _percent(at.coverage), _percent(at.accuracy)]
+            for kind, found in (("score", card.abstention.scores), ("precision", card.abstention.precisions))
+            for at in found
+        ]
+        if card.abstention
+        else [],
         "charts": [chart for chart in charts if chart],
         "faithfulness": sentence(card.faithfulness) if card.faithfulness else "",
         "outcome": {"promoted": "Promoted", "rejected": "Not promoted"}.get(judgement.outcome, "") if judgement else "",

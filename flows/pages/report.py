@@ -188,7 +188,7 @@ def _gather(
     drift = next((each.drift for each in manifests if each.drift), None)
     checks = [
         *_run_checks(manifests),
-        *_count_checks(figures, manifests),
+        *_count_checks(figures, manifests, may_abstain=output.settings.abstain_below is not None),
         *_label_checks(figures, card),
         *_drift_checks(drift),
     ]
@@ -263,7 +263,7 @@ def _run_checks(manifests: Sequence[RunManifest]) -> list[Check]:
     return checks
 
 
-def _count_checks(figures: Figures, manifests: Sequence[RunManifest]) -> list[Check]:
+def _count_checks(figures: Figures, manifests: Sequence[RunManifest], *, may_abstain: bool) -> list[Check]:
     if not figures.files and not figures.unreadable:
         return []
     checks = []
@@ -275,11 +275,13 @@ def _count_checks(figures: Figures, manifests: Sequence[RunManifest]) -> list[Ch
     differing = [each for each in figures.files if recorded.get(each.name, each.num_rows) != each.num_rows]
     predicted = sum(figures.predictions.values())
     total = f"{counted(figures.num_rows, 'row')} in {counted(len(figures.files), 'file')}"
-    if differing or predicted + figures.num_errors != figures.num_rows:
+    abstained = figures.num_abstained if may_abstain else 0
+    if differing or predicted + abstained + figures.num_errors != figures.num_rows:
         where = f", first {differing[0].name}" if differing else ""
         checks.append(Check("bad", f"Counts do not add up: {total}, not as the runs recorded{where}", "counts"))
     else:
-        sums = f"{predicted:,} with a prediction and {figures.num_errors:,} without"
+        low = f", {abstained:,} whose score is too low for one," if may_abstain else ""
+        sums = f"{predicted:,} with a prediction{low} and {figures.num_errors:,} without"
         checks.append(Check("good", f"Counts add up: {total}, {sums}", "counts"))
     if figures.num_errors:
         share = figures.num_errors / figures.num_rows

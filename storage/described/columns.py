@@ -16,7 +16,8 @@ COMMENT = "comment"
 """The key of a column's meaning in its field's metadata, as Spark and DuckDB call it."""
 
 KEPT = "kept columns"
-_NO_PREDICTION = "where there is no prediction"
+_NO_PREDICTION = "beside an error, and where the score is below `abstain_below`"
+_ERROR = "beside an error"
 Part = Literal["predictions", "attention"]
 
 
@@ -47,16 +48,16 @@ COLUMNS: dict[Part, tuple[Column, ...]] = {
         ),
         Column(KEPT, "as the input's", "as the input's", "carried through from the input, under its own name"),
         Column("prediction", "string, int64 or bool", _NO_PREDICTION, "the class with the highest probability"),
-        Column("score", "float32", _NO_PREDICTION, "the probability of `prediction`"),
+        Column("score", "float32", _ERROR, "the probability of `prediction`"),
         Column(
             "probabilities",
             "fixed-size list of float32",
-            _NO_PREDICTION,
+            _ERROR,
             "one for each class, in the order of `classes` in the file's metadata; they sum to 1",
         ),
         Column("num_tokens", "int64", "where the tokens are null", "tokens of the row as it came"),
         Column("truncated", "bool", "never", "only the first `max_tokens` tokens were scored"),
-        Column("error", "string", "where there is a prediction", "why there is no prediction"),
+        Column("error", "string", "where the row was scored", "why there is no prediction"),
         Column("checkpoint", "string", "never", "the version of the checkpoint that scored the row"),
     ),
     "attention": (
@@ -65,14 +66,14 @@ COLUMNS: dict[Part, tuple[Column, ...]] = {
         Column(
             "positions",
             "list of int32",
-            _NO_PREDICTION,
+            _ERROR,
             "where the K largest weights stand in the row, from 0, largest first",
             of_top=True,
         ),
         Column(
             "weights",
             "list of float32",
-            _NO_PREDICTION,
+            _ERROR,
             "one for each token that was scored, which sum to 1; beside `positions`, the K largest of them",
         ),
     ),

@@ -38,6 +38,8 @@ FORMAT_VERSION = 2
 _FORMAT_VERSIONS = (1, FORMAT_VERSION)
 STAMP_KEY = "attnlstm"
 CLASSES_KEY = b"classes"
+THRESHOLDS_KEY = b"thresholds"
+ABSTAIN_BELOW = "abstain_below"
 # What else than settings the record holds.
 _HEAD = ("format", "format_version", "source", "types", "arrow_schema")
 
@@ -81,6 +83,8 @@ class OutputSettings:
     attention is one chunk.
     also: what else the record says of the output, by the names that users know. It is kept and compared, and storage
     makes nothing of it; `label_column` is one of them, and stays out of the record until it is said.
+    abstain_below: which rows get no prediction since their score is low, in words that storage makes nothing of; None
+    for none, as in all outputs from before there were any.
     format_version: that of the output; it is never asked for.
     """
 
@@ -91,6 +95,7 @@ class OutputSettings:
     long_rows: str = "truncate"
     chunk_bytes: int = 4 << 20
     also: Mapping[str, Any] = field(default_factory=dict)
+    abstain_below: str | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -114,13 +119,14 @@ class OutputSettings:
             "shard_rows": self.limits.rows,
             "shard_bytes": self.limits.bytes,
             "chunk_bytes": self.chunk_bytes,
+            **({ABSTAIN_BELOW: self.abstain_below} if self.abstain_below is not None else {}),
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], format_version: int = FORMAT_VERSION) -> "OutputSettings":
         """The settings that `record` gives by these names; a name that is not there has its default."""
         defaults = cls().record()
-        names = {**defaults, **record}
+        names = {**defaults, ABSTAIN_BELOW: None, **record}
         ours = OURS if format_version > 1 else OURS - {ROW}
         return cls(
             columns=Columns(names["tokens_column"], names["id_column"], tuple(names["keep"]), ours),
@@ -129,7 +135,8 @@ class OutputSettings:
             max_tokens=names["max_tokens"],
             long_rows=names["long_rows"],
             chunk_bytes=names["chunk_bytes"],
-            also={name: value for name, value in record.items() if name not in defaults},
+            also={name: value for name, value in record.items() if name not in (*defaults, ABSTAIN_BELOW)},
+            abstain_below=names[ABSTAIN_BELOW],
             format_version=format_version,
         )
 
@@ -362,6 +369,14 @@ def stamp_in(footer: Footer) -> Stamp | None:
         names = [name for name in Stamp.__dataclass_fields__ if name != "num_errors"]
         return Stamp(**{name: fields[name] for name in names}, num_errors=fields.get("num_errors"))
     except (ValueError, KeyError, TypeError):
+        return None
+
+
+def thresholds_in(footer: Footer) -> list[float] | None:
+    """The scores below which a file gives no prediction, one for each of its classes; None if it always gives one."""
+    try:
+        return [float(each) for each in json.loads((footer.schema.metadata or {})[THRESHOLDS_KEY])]
+    except (KeyError, ValueError, TypeError):
         return None
 
 

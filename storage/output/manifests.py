@@ -25,7 +25,8 @@ class ShardRecord:
 
     predictions: rows by predicted class, of the CLASSES_OF_SHARD commonest ones. seconds: from opening the input to the
     commit. file: the input file. first_errors: of each reason, the positions in that file, from 0, of the first
-    FIRST_ERRORS rows. Manifests that older versions wrote have neither.
+    FIRST_ERRORS rows. num_abstained: rows whose prediction was withheld, since its score is too low; they are no
+    errors. Manifests that older versions wrote have none of these.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ShardRecord:
     seconds: float
     file: str = ""
     first_errors: dict[str, list[int]] = field(default_factory=dict)
+    num_abstained: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class RunManifest:
             "rows": sum(shard.num_rows for shard in self.shards),
             "errors": _added(shard.errors for shard in self.shards),
             "truncated": sum(shard.num_truncated for shard in self.shards),
+            "abstained": sum(shard.num_abstained for shard in self.shards),
             "tokens": tokens,
             "tokens_per_second": round(tokens / self.seconds) if self.seconds and tokens else 0,
             "predictions": _added(shard.predictions for shard in self.shards)

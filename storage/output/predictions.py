@@ -24,7 +24,7 @@ from storage.input.tokens import TokenRows
 from storage.labelled.classes import LabelType, class_values
 from storage.locks import Hold
 from storage.output.carried import fit
-from storage.output.layout import CLASSES_KEY, PREDICTION, STAMP_KEY, AttentionSaving, Output, Stamp
+from storage.output.layout import CLASSES_KEY, PREDICTION, STAMP_KEY, THRESHOLDS_KEY, AttentionSaving, Output, Stamp
 from storage.registry.checkpoints import CheckpointId
 
 # Predictions are narrow; this many rows make a row group of a few megabytes.
@@ -45,12 +45,18 @@ _HIGHEST_BITS = np.uint64((1 << _WEIGHT_BITS) - 1)
 
 @contextmanager
 def write_shard(
-    output: Output, shard: Shard, checkpoint: CheckpointId, classes: tuple[str, ...], label_type: LabelType = "string"
+    output: Output,
+    shard: Shard,
+    checkpoint: CheckpointId,
+    classes: tuple[str, ...],
+    label_type: LabelType = "string",
+    thresholds: npt.NDArray[np.float32] | None = None,
 ) -> Iterator["ShardWriter"]:
     """Yields a writer; when the block ends well, the shard's files appear, attention first.
 
     checkpoint: what scores the rows. classes: its own, in the order of their probabilities. label_type: of predictions,
-    unless the output has another one.
+    unless the output has another one. thresholds: (C,), the score below which a prediction of each class is withheld;
+    None: all predictions are given.
     If the block raises, or not every row was written, nothing appears. Raises OutputError if the run has lost its hold
     on the output.
     """
@@ -63,7 +69,7 @@ def write_shard(
         attention = None
         if output.settings.attention.kind != "none":
             attention = stack.enter_context(output.attention(shard.name).replacing())
-        writer = ShardWriter(output, classes, label_type, stamp, predictions, attention)
+        writer = ShardWriter(output, classes, label_type, stamp, predictions, attention, thresholds)
         try:
             yield writer
             writer.finish()
@@ -83,6 +89,7 @@ class ShardWriter:
         stamp: Stamp,
         predictions: Path,
         attention: Path | None,
+        thresholds: npt.NDArray[np.float32] | None = None,
     ) -> None:
         columns = output.settings.columns
         in_path = partition_values(stamp.file)
@@ -90,14 +97,17 @@ class ShardWriter:
         self._types = output.types
         self._saving = output.settings.attention
         self._has_rows = output.settings.has_rows
-        self._classes = classes
+        self._classes, self._thresholds = classes, thresholds
+        self._metadata = {CLASSES_KEY: json.dumps(classes)}
+        if thresholds is not None:
+            self._metadata[THRESHOLDS_KEY] = json.dumps(thresholds.tolist())
         named = class_values(classes, label_type)
         self._named = named.cast(self._types.get(PREDICTION, named.type))
         self._stamp = stamp
         self._predictions = _ParquetFile(predictions, _PREDICTION_FLOATS, self._has_rows)
         self._attention = _ParquetFile(attention, _ATTENTION_FLOATS, self._has_rows) if attention else None
         self._held: list[pa.Table] = []
-        self._num_rows = self._num_errors = self._num_tokens = 0
+        self._num_rows = self._num_errors = self._num_tokens = self._num_abstained = 0
 
     def write(
         self,
@@ -119,8 +129,11 @@ class ShardWriter:
             first = self._stamp.first_row + self._num_rows
             known = {ROW: pa.array(np.arange(first, first + table.num_rows))} | known
         version = self._stamp.checkpoint
-        made = _prediction_table(table, known, rows, probabilities, self._columns, version, self._named)
-        made = made.replace_schema_metadata({CLASSES_KEY: json.dumps(self._classes)})
+        made = _prediction_table(
+            table, known, rows, probabilities, self._columns, version, self._named, self._thresholds
+        )
+        self._num_abstained += made["prediction"].null_count - int(np.count_nonzero(~rows.usable))
+        made = made.replace_schema_metadata(self._metadata)
         self._held.append(self._commented("predictions", made))
         if sum(held.num_rows for held in self._held) >= _PREDICTION_GROUP_ROWS:
             self._write_held()
@@ -137,6 +150,8 @@ class ShardWriter:
             raise FileError(f"{self._num_rows:,} of its {self._stamp.num_rows:,} rows were scored")
         self._write_held()
         counts = {"num_errors": self._num_errors, "num_tokens": self._num_tokens}
+        if self._thresholds is not None:
+            counts["num_abstained"] = self._num_abstained
         self._predictions.finish({STAMP_KEY: self._stamp.to_json(**counts)}, self._num_rows)
         if self._attention:
             self._attention.finish({STAMP_KEY: self._stamp.to_json()}, self._num_rows)
@@ -214,19 +229,21 @@ def _prediction_table(
     columns: Columns,
     version: str,
     classes: pa.Array,
+    thresholds: npt.NDArray[np.float32] | None,
 ) -> pa.Table:
     num_rows, num_classes = table.num_rows, len(classes)
     # usable row -> its place among the scores; None elsewhere, which `take` turns into a null
     place = pa.array(np.cumsum(rows.usable) - 1, mask=~rows.usable)
     winners = probabilities.argmax(axis=1) if len(probabilities) else np.zeros(0, np.int64)
     best = probabilities[np.arange(len(winners)), winners]
+    is_low = None if thresholds is None else best < thresholds[winners]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float32()), num_classes)
     named = dict(known)
     for name in columns.keep:
         if name in table.column_names:
             named[name] = table[name]
     named |= {
-        PREDICTION: classes.take(pa.array(winners)).take(place),
+        PREDICTION: classes.take(pa.array(winners, mask=is_low)).take(place),
         "score": pa.array(best, pa.float32()).take(place),
         "probabilities": vectors.take(place),
         "num_tokens": pa.array(rows.num_tokens, mask=rows.num_tokens < 0),

@@ -26,7 +26,7 @@ from storage.input.shards import Shard
 from storage.input.tokens import TokenRows, TokenRules
 from storage.locations import Location
 from storage.output.carried import as_read_back
-from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in
+from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in, thresholds_in
 from storage.output.orphans import find_orphans
 from storage.output.plan import OutputPlan
 from storage.output.side_by_side import (
@@ -110,12 +110,13 @@ def verify_output(
 
 @dataclass(frozen=True)
 class _Made:
-    """A shard's files, and what that of the predictions says of itself. stamp: with the counts."""
+    """A shard's files, and what that of the predictions says of itself. stamp: with the counts. thresholds: (C,)."""
 
     predictions: OutputFile
     attention: OutputFile | None
     stamp: dict[str, Any]
     classes: tuple[str, ...]
+    thresholds: npt.NDArray[np.float32]
 
 
 class _ShardCheck:
@@ -157,7 +158,8 @@ class _ShardCheck:
         if not right:
             return None
         classes = self._classes(predictions)
-        return _Made(predictions, attention, recorded, classes) if classes else None
+        thresholds = self._thresholds(predictions, classes)
+        return _Made(predictions, attention, recorded, classes, thresholds) if classes else None
 
     def _kept(self) -> list[str]:
         """The kept columns that are in the files; the others are partitions."""
@@ -208,10 +210,20 @@ class _ShardCheck:
             return ()
         return classes
 
+    def _thresholds(self, file: OutputFile, classes: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """(C,): the scores below which predictions are withheld; 0 for all where the output withholds none."""
+        found = thresholds_in(file.footer)
+        if (found is not None) != (self._settings.abstain_below is not None) or len(found or classes) != len(classes):
+            asked = f"abstain_below is {self._settings.abstain_below}"
+            self.findings.add(file.path, None, f"its footer has the thresholds {found}, and in this output {asked}")
+        return np.resize(np.array(found or [0.0], np.float32), len(classes))
+
     def _check_rows(self, made: _Made, on_rows: Callable[[int], None]) -> None:
         vocabulary = self._vocabularies.get(made.stamp["checkpoint_digest"]) or _vocabulary_by_errors(made.predictions)
         rules = TokenRules(vocabulary, self._settings.max_tokens, self._settings.long_rows)
         counts = {"num_errors": 0, "num_tokens": 0}
+        if self._settings.abstain_below is not None:
+            counts["num_abstained"] = 0
         again = SecondReading(self._source_root, self._shard, [self._settings.columns.id, *self._kept()])
         for piece in read_side_by_side(
             self._source_root, self._shard, self._settings, made.predictions, made.attention
@@ -222,6 +234,10 @@ class _ShardCheck:
             self.findings.settle()
             counts["num_errors"] += int(np.count_nonzero(~rows.usable))
             counts["num_tokens"] += len(rows.values)
+            if "num_abstained" in counts:
+                found = piece.predictions
+                abstains = pc.and_(found["prediction"].is_null(), found["error"].is_null())
+                counts["num_abstained"] += pc.sum(abstains).as_py() or 0
             self.num_rows += piece.source.num_rows
             on_rows(piece.source.num_rows)
         for name, count in counts.items():
@@ -237,6 +253,7 @@ class _ShardCheck:
             known | {name: piece.source[name] for name in self._kept()},
             made.stamp["checkpoint"],
             made.classes,
+            made.thresholds,
         )
         if made.attention and piece.attention is not None:
             _check_attention(
@@ -297,6 +314,7 @@ def _check_predictions(
     carried: dict[str, pa.ChunkedArray],
     checkpoint: str,
     classes: tuple[str, ...],
+    thresholds: npt.NDArray[np.float32],
 ) -> None:
     """found: N rows of predictions. tokens: of these rows. carried: row, id and kept columns, N values each or more."""
     num_rows = found.table.num_rows
@@ -310,22 +328,37 @@ def _check_predictions(
         found.check_equal(name, column[:num_rows])
     is_scored = found.table["error"].is_null().to_numpy()
     is_whole = is_scored.copy()
-    for name in ("prediction", "score", "probabilities"):
+    for name in ("score", "probabilities"):
         is_whole &= found.check_presence(name, is_scored)
-    _check_probabilities(found.only(["prediction", "score", "probabilities"], is_whole), classes)
+    whole = found.only(["prediction", "score", "probabilities"], is_whole)
+    is_low, probabilities = np.zeros(num_rows, bool), _probabilities(whole, classes)
+    is_low[is_whole] = probabilities.max(axis=1, initial=0) < thresholds[probabilities.argmax(axis=1)]
+    is_there = found.table["prediction"].is_valid().to_numpy()
+    found.tell(
+        is_low & is_there,
+        lambda row: f"prediction is {found.shown('prediction', row)}, expected null: its score is too low for one",
+    )
+    found.check_presence("prediction", is_scored & (is_there | ~is_low))
+    _check_probabilities(whole, classes)
+
+
+def _probabilities(found: CheckedRows, classes: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    """(N, C), NaN for a null. found: rows that have probabilities."""
+    flat: npt.NDArray[np.float32] = pc.list_flatten(found.table["probabilities"]).to_numpy()
+    return flat.reshape(-1, len(classes))
 
 
 def _check_probabilities(found: CheckedRows, classes: tuple[str, ...]) -> None:
-    """found: rows that have a prediction, a score and probabilities."""
-    flat = pc.list_flatten(found.table["probabilities"]).to_numpy()  # NaN for a null
-    probabilities = flat.reshape(-1, len(classes))
-    in_range = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)
+    """found: rows that have a score and probabilities, and perhaps a prediction."""
+    probabilities = _probabilities(found, classes)
+    in_range = np.logical_and.reduce((probabilities >= 0) & (probabilities <= 1), axis=1)
     sums = probabilities.sum(axis=1, dtype=np.float64)
     best = probabilities.max(axis=1, initial=0)
     scores = found.table["score"].to_numpy()
     names = found.table["prediction"].cast(pa.string())
     codes = pc.fill_null(pc.index_in(names, pa.array(classes)), -1).to_numpy()
     # Of equal probabilities either class will do.
+    is_missing = found.table["prediction"].is_null().to_numpy()
     is_best = (codes >= 0) & (probabilities[np.arange(len(codes)), codes] == best)
     found.tell(~in_range, lambda row: f"probabilities are {found.shown('probabilities', row)}, expected all in 0..1")
     found.tell(
@@ -337,7 +370,7 @@ def _check_probabilities(found: CheckedRows, classes: tuple[str, ...]) -> None:
         lambda row: f"score is {scores[row]}, expected {best[row]}, the largest probability",
     )
     found.tell(
-        in_range & ~is_best,
+        in_range & ~is_best & ~is_missing,
         lambda row: (
             f"prediction is {found.shown('prediction', row)}, "
             f"expected {classes[probabilities[row].argmax()]!r}, the class of the largest probability"

@@ -140,6 +140,27 @@ class Sample(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtThreshold(Part):
+    """What is left of the test rows where a score or a precision is asked for, and the share of right ones of it."""
+
+    wanted: float
+    coverage: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention(Part):
+    """What becomes of predictions if those with low scores are withheld; see `attnlstm.evaluation.abstention`.
+
+    scores, precisions: what is left of the test rows at each. by_class: pairs (score, precision), by validation rows.
+    """
+
+    scores: tuple[AtThreshold, ...]
+    precisions: tuple[AtThreshold, ...]
+    by_class: dict[str, tuple[tuple[float, ...], ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judgement(Part):
     """Whether the checkpoint was promoted, and why. at: UTC, ISO 8601. against: the version of the champion then.
 
@@ -183,6 +204,7 @@ class Card(Part):
     sample: Sample | None = None
     drift: dict[str, Any] | None = None
     faithfulness: dict[str, Any] | None = None
+    abstention: Abstention | None = None
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""
     added_from: str | None = None

@@ -86,6 +86,7 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         label_type: LabelType = "string",
         chunk_rows: int = 65_536,
         damaged: bool = False,
+        thresholds: npt.NDArray[np.float32] | None = None,
     ) -> tuple[Shard, ...]:
         planned = plan_output(str(source), output)
         assert damaged or not planned.unreadable
@@ -93,7 +94,7 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
         output = output.prepare(str(planned.source.root), planned.types, class_values(classes, label_type))
         for shard in planned.shards:
-            with write_shard(output, shard, by, classes, label_type) as writer:
+            with write_shard(output, shard, by, classes, label_type, thresholds) as writer:
                 for table in read_shard(planned.source.root, shard, columns, chunk_rows=chunk_rows):
                     table, rows = decode_rows(table, columns, rules)
                     writer.write(table, rows, *fake_scores(rows, len(classes)))

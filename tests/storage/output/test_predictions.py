@@ -230,6 +230,31 @@ def test_order_of_classes_is_in_the_schemas_metadata(output: Output, scored: Sco
     assert row["prediction"] == CLASSES[row["probabilities"].index(row["score"])]
 
 
+def test_low_scores_have_no_prediction_and_keep_their_probabilities(
+    output: Output, scored: Scored, data: Path, score: Scored, tmp_path: Path
+) -> None:
+    scored()
+    always = predictions(output, "a.parquet").to_pylist()
+    thresholds = np.array([0.3, 0.99, 0.3], np.float32)  # of "odd" none is sure enough
+    abstaining = Output(Location.parse(tmp_path / "abstaining"), OutputSettings(abstain_below="precision=0.9"))
+    score(data, abstaining, thresholds=thresholds)
+
+    table = predictions(abstaining, "a.parquet")
+
+    named = [row["prediction"] if row["prediction"] != "odd" else None for row in always]
+    assert table.to_pylist() == [row | {"prediction": name} for row, name in zip(always, named, strict=True)]
+    num_abstained = sum(row["prediction"] == "odd" for row in always)
+    assert num_abstained
+    metadata = pq.read_metadata(abstaining.predictions("a.parquet").path).metadata
+    assert json.loads(metadata[b"thresholds"]) == pytest.approx([0.3, 0.99, 0.3])
+    assert json.loads(metadata[b"attnlstm"])["num_abstained"] == num_abstained
+    before = pq.read_metadata(output.predictions("a.parquet").path).metadata
+    assert b"thresholds" not in before
+    assert "num_abstained" not in json.loads(before[b"attnlstm"])
+    assert existing_output(str(abstaining.root)).settings.abstain_below == "precision=0.9"
+    assert OutputSettings(abstain_below="0.9").digest != OutputSettings().digest
+
+
 def test_footers_tell_what_the_files_were_made_from(output: Output, scored: Scored) -> None:
     shards = scored(settings=OutputSettings(limits=ShardLimits(rows=4)), row_group_size=2)
     assert len(shards) == 2

@@ -86,6 +86,44 @@ def test_right_output_has_no_problems(
     assert (report.problems, report.num_more, report.num_rows, report.num_files) == ((), 0, ROWS, 2)
 
 
+THRESHOLDS = np.array([0.5, 0.6, 0.7], np.float32)
+
+
+@pytest.fixture
+def abstaining(filled: Path, tmp_path: Path, score: Callable[..., Any]) -> Output:
+    """What was made of `filled` without predictions whose score is below the threshold of their class."""
+    output = _output(tmp_path, abstain_below="precision=0.9")
+    score(filled, output, thresholds=THRESHOLDS, chunk_rows=7)
+    return output
+
+
+def test_output_that_abstains_is_right_and_known_by_its_settings(filled: Path, abstaining: Output) -> None:
+    assert _verify(filled, abstaining).problems == ()
+
+    always = Output(abstaining.root, OutputSettings(columns=Columns(keep=("origin",)), max_tokens=MAX_TOKENS))
+    problems = [problem.what for problem in _verify(filled, always).problems]
+    assert any("its footer has settings_digest" in what for what in problems)
+
+
+def test_prediction_that_is_withheld_or_given_against_the_thresholds_is_found(filled: Path, abstaining: Output) -> None:
+    rows = pq.ParquetFile(_path(abstaining)).read().to_pylist()
+    scored = [row for row in rows if row["error"] is None]
+    low = next(row for row in scored if row["prediction"] is None)
+    high = next(row for row in scored if row["prediction"] is not None)
+    num_low = sum(row["prediction"] is None for row in scored)
+    rewrite(_path(abstaining), set_value("prediction", low["row"], "odd"))
+    rewrite(_path(abstaining), set_value("prediction", high["row"], None))
+    rewrite(_path(abstaining), lambda table: table, num_abstained=num_low + 1)
+
+    found = {(problem.row, problem.what) for problem in _verify(filled, abstaining).problems}
+
+    assert found == {
+        (low["row"], "prediction is 'odd', expected null: its score is too low for one"),
+        (high["row"], "prediction is null, expected a value in a row without an error"),
+        (None, f"its footer has num_abstained {num_low + 1}, expected {num_low}"),
+    } | ({(low["row"], what) for row, what in found if row == low["row"] and "the class of the largest" in what})
+
+
 def test_rows_without_an_id_column_are_right_by_their_position_in_the_input(
     put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
 ) -> None:
