@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,11 +21,13 @@ from flows.operations.partition_runs import (
     COMPLETED,
     NO_INPUT,
     NOT_STARTED,
+    Ending,
     PartitionRun,
     ending_of,
     find_partitions,
     plan_partition,
 )
+from flows.operations.runs import publish
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.progress import RunProgress
 from flows.orchestration.report import leave_page
@@ -32,10 +35,12 @@ from flows.orchestration.runners import check_runner, open_workers, run_all, run
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.pages.report import report_run
 from flows.settings import BackfillOptions, as_flow
+from storage.delta import Table
 from storage.input.partitions import Partition
 from storage.locations import Location, without_credentials
 from storage.output.layout import Output
 from storage.output.manifests import read_manifest, report_path
+from storage.output.plan import plan_output
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 
@@ -67,6 +72,8 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
     )
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output)  # what is refused is refused here, and not by every run
+    if options.table:
+        Table.of(options.table, output, Location.parse(options.source))
     if options.dry_run:
         runs = [plan_partition(output, stored, options.mode, each) for each in ordered]
     else:
@@ -84,9 +91,23 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         _leave_page(runs, output, stored, options)
     by_name = {run.partition: run for run in runs}
     ending = ending_of([by_name[each.name] for each in ordered])
+    if options.table and ending.is_good and not options.dry_run:
+        ending = _published(ending, options.table, ordered, runs, output)
     shown = [_shown(by_name[each.name]) for each in ordered]
     create_table_artifact(shown, key="backfill-partitions", description=f"Partitions of {flow_run.name}")
     return (Completed if ending.is_good else Failed)(message=ending.message, data=ending.table)
+
+
+def _published(
+    ending: Ending, table: str, partitions: tuple[Partition, ...], runs: list[PartitionRun], output: Output
+) -> Ending:
+    """The ending, once the Delta table has all partitions by one commit."""
+    plans = [plan_output(each.place, output) for each in partitions if each.exists]
+    manifests = [read_manifest(output.root, run.run_id) for run in runs if run.run_id]
+    scored = [shard for manifest in manifests if manifest for shard in manifest.shards]
+    said, failure = publish(plans, table, str(flow_run.id), str(flow_run.name), scored)
+    message = f"{failure.name}: {failure.reason}" if failure else f"{said[:1].upper()}{said[1:]}."
+    return replace(ending, is_good=failure is None, message=f"{ending.message} {message}")
 
 
 def _run_all(

@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from attnlstm.process import num_cores
-from flows.operations.runs import ScoringOutcome, name_run, plan_run
+from flows.operations.runs import ScoringOutcome, name_run, plan_run, publish
 from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_run_ended
@@ -20,7 +20,9 @@ from flows.orchestration.scheduled import at_scheduled_start
 from flows.orchestration.task_runs import score_all
 from flows.pages.report import report_run
 from flows.settings import ClassifyOptions, as_flow
+from storage.delta import Table
 from storage.labelled.classes import class_values
+from storage.locations import without_credentials
 from storage.locks import only_run
 from storage.output.manifests import RunManifest, report_path, write_manifest
 from storage.output.orphans import clear_superseded
@@ -43,6 +45,8 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     get_run_logger().info(
         "%s: %d of %d shards to score with %s", source.root, len(pending), len(plan.shards), stored.version
     )
+    if options.table:
+        Table.of(options.table, output, source.root)  # what is refused is refused before anything is scored
     num_workers = options.workers or num_cores()
     outcome = ScoringOutcome(num_workers)
     if pending:
@@ -68,7 +72,16 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
             if not workers.in_process:
                 clear_superseded(plan)  # what processes left that died during the run
     is_good = not (plan.unreadable or outcome.failures) and options.tolerates(*run.errors_and_rows(outcome))
+    notes: tuple[str, ...] = ()
+    if options.table and not is_good:
+        notes = (f"not published to {without_credentials(options.table)}, since the run did not end well",)
+    elif options.table:
+        said, failure = publish([plan], options.table, str(flow_run.id), str(flow_run.name), outcome.records)
+        is_good = failure is None
+        outcome.failures.extend([failure] if failure else [])
+        notes = (said,) if said else ()
     manifest = run.manifest(str(flow_run.id), str(flow_run.name), outcome, is_good=is_good)
+    manifest = replace(manifest, notes=(*manifest.notes, *notes))
     if manifest.shards or manifest.failures:  # of a run that had nothing to do there is nothing to show
         manifest = replace(manifest, report=report_path(manifest.run_id))
     write_manifest(output.root, manifest)

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 # refusal, so it begins with words; that no place may be called like them does no harm.
 _ADVICE = "a URI with credentials, which belong in the environment"
 Place = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^(?!{_ADVICE}|{CREDENTIALS_PATTERN})"})]
+DeltaPlace = Annotated[
+    str,
+    Field(pattern=r"^delta:."),
+    WithJsonSchema({"type": "string", "pattern": f"^delta:(?!{_ADVICE}|{CREDENTIALS_PATTERN})."}),
+]
 
 RunnerName = Literal["threads", "ray", "dask"]
 AttentionText = Annotated[str, Field(pattern=r"^(full|none|top:[1-9][0-9]*)$")]
@@ -185,11 +190,26 @@ class ReportOptions(Options):
     )
 
 
+class PublishOptions(Options):
+    """Where a run's predictions are put besides, all at once."""
+
+    publish: DeltaPlace | None = option(
+        None,
+        "A Delta table of the output's predictions, such as delta:s3://lake/predictions, which a run that ends well "
+        "changes by one commit at its end. By default there is none.",
+    )
+
+    @property
+    def table(self) -> str | None:
+        """The path or URI of the Delta table."""
+        return self.publish.removeprefix("delta:") if self.publish else None
+
+
 class PlanOptions(OutputOptions, TargetOptions):
     """What a plan depends on: all of `classify` but how it is computed."""
 
 
-class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, ReportOptions, PlanOptions):
+class ClassifyOptions(RunnerOptions, ComputeOptions, ToleranceOptions, ReportOptions, PublishOptions, PlanOptions):
     """Score every row of a Parquet dataset and write predictions and attention weights as Parquet.
 
     Rerunning the same command is the recovery procedure: what is already scored is left as it is. An output that exists
@@ -219,7 +239,9 @@ class RangeOptions(Options):
     )
 
 
-class BackfillOptions(RunnerOptions, OutputOptions, ToleranceOptions, ReportOptions, RangeOptions, TargetOptions):
+class BackfillOptions(
+    RunnerOptions, OutputOptions, ToleranceOptions, ReportOptions, PublishOptions, RangeOptions, TargetOptions
+):
     """Classify every partition of a range. One that fails does not stop the others; rerun to do what is missing.
 
     An output that exists keeps the settings that it was made with; saying something else of it is refused.

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -213,8 +213,34 @@ def without_credentials(place: str) -> str:
 
 
 def holds_credentials(place: str) -> bool:
-    """Whether what was typed is a URI with a password, a key or a token in it."""
-    return _CREDENTIALS.match(place) is not None
+    """Whether what was typed is a URI with a password, a key or a token in it, also behind `delta:`."""
+    return _CREDENTIALS.match(place.removeprefix("delta:")) is not None
+
+
+def address_and_options(output: str) -> tuple[str, dict[str, str] | None]:
+    """An address and storage options as Polars and delta-rs have them, of a URI as `pyarrow.fs` has it.
+
+    All take credentials from the environment; what an S3 URI itself says is said in other words to these.
+    """
+    if not output.startswith("s3://"):
+        return Location.parse(output).path if _is_local(output) else output, None
+    parts = urlsplit(output)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    options = {}
+    if parts.username:
+        options["aws_access_key_id"] = unquote(parts.username)
+        options["aws_secret_access_key"] = unquote(parts.password or "")
+    if "region" in query:
+        options["aws_region"] = query["region"]
+    if "endpoint_override" in query:
+        scheme = query.get("scheme", "https")
+        options["aws_endpoint_url"] = f"{scheme}://{query['endpoint_override']}"
+        options["aws_allow_http"] = str(scheme == "http").lower()
+    return unquote(without_credentials(output)), options or None
+
+
+def _is_local(output: str) -> bool:
+    return "://" not in output or output.startswith("file://")
 
 
 def _valid_uri(uri: str) -> str:

@@ -82,7 +82,9 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
 
 
 def _may_be_up_to_date(options: ClassifyOptions | BackfillOptions) -> bool:
-    """Whether it is worth a look, which a new output is not."""
+    """Whether it is worth a look, which a new output is not, nor one with a table, which may lack something."""
+    if options.publish:
+        return False
     place = Location.parse(options.output)
     return _is_plain(options) and options.mode != "all" and Output.existing(place) is not None
 

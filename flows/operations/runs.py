@@ -5,6 +5,7 @@ Knows neither how shards are handed out nor where a run is shown.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -14,9 +15,11 @@ import numpy.typing as npt
 
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
 from flows.operations.score import ScoredShard, measure_drift
-from storage.errors import SourceError
+from storage.delta import Table, published_in_words
+from storage.errors import SourceError, StorageError
 from storage.input.shards import unreadable_in_words
 from storage.locations import without_credentials
+from storage.locks import only_run
 from storage.output.layout import Output
 from storage.output.manifests import FIRST_PASSED_OVER, FailureRecord, RunManifest, ShardRecord
 from storage.output.orphans import find_orphans, orphans_in_words
@@ -25,6 +28,9 @@ from storage.registry.checkpoints import StoredCheckpoint
 
 if TYPE_CHECKING:
     from attnlstm.evaluation.drift import Observed
+
+_SCOPES_HELD = 50
+"""Each hold looks at all others."""
 
 
 @dataclass
@@ -165,6 +171,24 @@ def _noting_orphans(plan: OutputPlan, will_score: bool) -> OutputPlan:
     """The plan with a note about what its input does not account for. A run that scores removes what is there twice."""
     orphans = [each for each in find_orphans(plan) if not (will_score and each.is_twice)]
     return replace(plan, notes=(*plan.notes, orphans_in_words(orphans))) if orphans else plan
+
+
+def publish(
+    plans: Sequence[OutputPlan], place: str, run_id: str, run_name: str, scored: Iterable[ShardRecord] = ()
+) -> tuple[str, FailureRecord | None]:
+    """Bring the Delta table at `place` to what the output of these plans holds; says what was done, or what failed.
+
+    scored: shards that the run wrote. The plans' scopes are held meanwhile or, if they are many, the whole output.
+    """
+    try:
+        with ExitStack() as stack:
+            scopes = {plan.source.scope for plan in plans} if len(plans) <= _SCOPES_HELD else {""}
+            for scope in sorted(scopes):
+                stack.enter_context(only_run(plans[0].output.root, run_name, scope=scope))
+            table = Table.of(place, plans[0].output, plans[0].source.root)
+            return published_in_words(table.publish(plans, [each.name for each in scored], run_id), place), None
+    except (StorageError, OSError) as error:
+        return "", FailureRecord(without_credentials(place), f"it was not published: {error}")
 
 
 def name_run(source: str) -> str:

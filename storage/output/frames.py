@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import polars as pl
@@ -19,7 +18,7 @@ from storage.errors import FileError, OutputError
 from storage.footers import FOOTER_READERS, read_footer
 from storage.input.columns import ROW
 from storage.input.hive import partition_values, unescaped
-from storage.locations import Location, without_credentials
+from storage.locations import Location, address_and_options, without_credentials
 from storage.output.layout import ATTENTION, PREDICTIONS, Stamp, classes_in, stamp_in
 
 # Decimal digits that a float64 tells apart.
@@ -75,7 +74,7 @@ def scan_predictions_files(output: str, names: Sequence[str], first_row: int = 0
     What is selected of it must be of one type in all of these files. Beside their columns it has PLACE, the position of
     a row among all of them from `first_row` on, and FILE, which ends in the name of the row's file.
     """
-    address, options = _for_polars(output)
+    address, options = address_and_options(output)
     return pl.scan_parquet(
         [f"{address.rstrip('/')}/{PREDICTIONS}/{name}" for name in names],
         glob=False,
@@ -131,7 +130,7 @@ class _Part:
     def of(cls, place: str | os.PathLike[str], part: str) -> "_Part":
         output = os.fspath(place)
         folder = Location.parse(output) / part
-        address, options = _for_polars(output)
+        address, options = address_and_options(output)
         found = (info for info in folder.walk() if info.is_file and info.path.endswith(".parquet"))
         names = sorted(folder.relative(info.path) for info in found)
         if not names:
@@ -241,29 +240,3 @@ def _typed(values: Sequence[str | None]) -> pl.Series:
             with suppress(pl.exceptions.PolarsError):  # such as the 30th of February
                 return read(texts)
     return texts
-
-
-def _for_polars(output: str) -> tuple[str, dict[str, str] | None]:
-    """An address and storage options as Polars has them, of a URI as `pyarrow.fs` has it.
-
-    Both take credentials from the environment; what an S3 URI itself says is said in other words to Polars.
-    """
-    if not output.startswith("s3://"):
-        return Location.parse(output).path if _is_local(output) else output, None
-    parts = urlsplit(output)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    options = {}
-    if parts.username:
-        options["aws_access_key_id"] = unquote(parts.username)
-        options["aws_secret_access_key"] = unquote(parts.password or "")
-    if "region" in query:
-        options["aws_region"] = query["region"]
-    if "endpoint_override" in query:
-        scheme = query.get("scheme", "https")
-        options["aws_endpoint_url"] = f"{scheme}://{query['endpoint_override']}"
-        options["aws_allow_http"] = str(scheme == "http").lower()
-    return unquote(without_credentials(output)), options or None
-
-
-def _is_local(output: str) -> bool:
-    return "://" not in output or output.startswith("file://")
