@@ -266,7 +266,7 @@ class _Tally:
         self,
         classes: tuple[str, ...],
         drift_reference: dict[str, Any] | None,
-        thresholds: npt.NDArray[np.float32] | None,
+        thresholds: npt.NDArray[np.float32] | None = None,
     ) -> None:
         from attnlstm.evaluation.drift import Observed
 

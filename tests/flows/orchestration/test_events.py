@@ -85,6 +85,7 @@ def test_run_that_completed_tells_of_its_output_and_what_it_counted(
         "failed": 0,
         "rows": 13,
         "errors": {"no tokens": 7},
+        "abstained": 0,
         "truncated": 2,
         "tokens": 4000,
         "seconds": 2.0,

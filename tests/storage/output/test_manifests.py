@@ -57,6 +57,7 @@ def test_totals_add_up_the_shards_most_frequent_first(manifest: RunManifest) -> 
         "rows": 18,
         "errors": {"tokens are null": 3, "no tokens": 2},
         "truncated": 1,
+        "abstained": 0,
         "tokens": 801,
         "tokens_per_second": 400,
         "predictions": {"y": 9, "x": 4},
