@@ -203,6 +203,12 @@ class Output:
     def attention(self, name: str) -> Location:
         return self.root / f"{ATTENTION}/{name}"
 
+    def predictions_files(self) -> list[Location]:
+        """The predictions files that are there, whatever they are of, in order of their names."""
+        folder = self.root / PREDICTIONS
+        found = (info.path for info in folder.walk() if info.is_file and info.path.endswith(".parquet"))
+        return [Location(folder.filesystem, path) for path in sorted(found)]
+
     @classmethod
     def open(cls, root: Location, said: Mapping[str, Any], new: Mapping[str, Any]) -> "Output":
         """An output with the settings that it was made with or, for a new one, with those that it will be made with.
@@ -292,11 +298,10 @@ class Output:
     def _types_of_files(self) -> Types:
         """As the first whole file of predictions has them; outputs that were made before record none."""
         names = ("id", PREDICTION, *self.settings.columns.keep)
-        for info in (self.root / PREDICTIONS).walk():
-            if info.is_file and info.path.endswith(".parquet"):
-                with suppress(FileError, FileNotFoundError):
-                    schema = read_footer(Location(self.root.filesystem, info.path)).schema
-                    return common_types([{name: schema.field(name).type for name in names if name in schema.names}])
+        for place in self.predictions_files():
+            with suppress(FileError, FileNotFoundError):
+                schema = read_footer(place).schema
+                return common_types([{name: schema.field(name).type for name in names if name in schema.names}])
         return {}
 
     def _record(self, source: str) -> dict[str, Any]:
