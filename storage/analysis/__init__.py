@@ -1,1 +1,1 @@
-"""What is asked of an output that is there: its rows beside their input, rows with errors, what is attended."""
+"""What is asked of an output that is there: its rows beside their input, what a class attends to."""

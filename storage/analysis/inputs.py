@@ -19,12 +19,13 @@ from storage.output.layout import PREDICTIONS, Output, Stamp, read_stamp
 class Inputs:
     """What is there of an output's input, below `root`.
 
-    shards: of the predictions files whose input can be read, in order of their names. missing: input files that can't
-    be read, or have changed since they were scored, and why.
+    shards: of the predictions files whose input can be read, in order of their names. footers: of the input files, by
+    their names. missing: input files that can't be read, or have changed since they were scored, and why.
     """
 
     root: Location
     shards: tuple[Shard, ...]
+    footers: Mapping[str, Footer]
     missing: Mapping[str, str]
 
     @classmethod
@@ -46,13 +47,15 @@ class Inputs:
         found = {name: _shard(name, stamp, footers[stamp.file]) for name, stamp in made.items()}
         shards = tuple(each for each in found.values() if isinstance(each, Shard))
         missing = {made[name].file: why for name, why in found.items() if isinstance(why, str)}
+        missing |= {name: "its predictions do not say what they are of" for name in places if name not in made}
         if not shards:
             file, why = next(iter(missing.items()))
             raise SourceError(
                 f"Nothing of the input below {root} can be read as it was when it was scored. First: {file}: {why}. "
                 "If the input has moved, name the folder that it is below now."
             )
-        return cls(root, shards, missing)
+        readable = {file: footer for file, footer in footers.items() if isinstance(footer, Footer)}
+        return cls(root, shards, readable, missing)
 
 
 def _footer(place: Location) -> Footer | str:
