@@ -71,7 +71,7 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         newest_first=options.newest_first,
     )
     stored = Registry.open(options.registry).load(options.checkpoint)
-    output = options.open_output(options.output)  # what is refused is refused here, and not by every run
+    output = options.open_output(options.output, options.mode)  # what is refused is refused here, and not by every run
     if options.table:
         Table.of(options.table, output, Location.parse(options.source))
     if options.dry_run:

@@ -39,7 +39,7 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     refuse_stored_credentials()
     check_runner(options.runner, options.address)
     stored = Registry.open(options.registry).load(options.checkpoint)
-    output = options.open_output(options.output)
+    output = options.open_output(options.output, options.mode)
     run = plan_run(at_scheduled_start(options.source), output, stored, options.mode)
     plan, source, pending = run.plan, run.plan.source, run.pending
     get_run_logger().info(

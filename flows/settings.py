@@ -80,7 +80,9 @@ class TargetOptions(Options):
         "champion", '"champion", a version in the registry, or a folder with config.json and model.safetensors.'
     )
     mode: Mode = option(
-        "missing", 'Score what has no output ("missing"), also what another checkpoint scored ("stale"), or "all".'
+        "missing",
+        'Score what has no output ("missing"), also what another checkpoint scored ("stale"), files with errors that a '
+        'longer max_tokens or a larger vocabulary may mend ("errors"), or "all".',
     )
 
 
@@ -125,12 +127,14 @@ class OutputOptions(Options):
         """What an output is asked to look like, by name: the recorded options that were given."""
         return {name: value for name in self._recorded() if (value := getattr(self, name)) is not None}
 
-    def open_output(self, output: str) -> Output:
+    def open_output(self, output: str, mode: Mode) -> Output:
         """The output at a path or URI: as recorded, as said here or, in a new one, as the defaults have it.
 
-        Raises OutputError if something that is said differs from what is recorded, with both values.
+        Raises OutputError if something that is said differs from what is recorded, with both values; but mode "errors"
+        takes a longer max_tokens.
         """
-        return Output.open(Location.parse(output), self.said(), self._recorded())
+        may_lengthen = mode == "errors"
+        return Output.open(Location.parse(output), self.said(), self._recorded(), may_lengthen=may_lengthen)
 
     @classmethod
     def _recorded(cls) -> dict[str, Any]:

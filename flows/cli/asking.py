@@ -1,6 +1,6 @@
 """The commands that ask an output something: which rows have errors, and what a class attends to.
 
-What is found is for `storage.analysis` to say; here is what is printed of it. Knows nothing about Prefect.
+What is found is for storage to say; here is what is printed of it. Knows nothing about Prefect.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from flows.cli.printing import AsJson, Printer, printer
 from flows.orchestration.facts import counted
 from flows.pages.shading import harmless, visible
 from storage.analysis.attended import AttendedNgrams, Ngram, attended_ngrams
-from storage.analysis.row_errors import ErrorRows, find_errors
 from storage.output.plan import existing_output
+from storage.output.row_errors import ErrorRows, find_errors
 
 
 def errors(output: str, *, rows: Annotated[int, Field(ge=0)] = 5, as_json: AsJson = False) -> int:

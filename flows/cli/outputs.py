@@ -16,6 +16,7 @@ from attnlstm.process import num_cores
 from flows.cli import DONE, FAILED
 from flows.cli.printing import AsJson, Printer, byte_size, duration, printer, progress
 from flows.operations.rescore import Checkpoints, Rescored, score_again
+from flows.operations.runs import mending_rules
 from flows.orchestration.facts import counted
 from flows.settings import PlanOptions, ReportOptions, option, takes
 from storage.locations import Location, below
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PlanAsJson = Annotated[bool, Parameter(name="--json")]
 
 # In the order in which they are read.
-_REASONS = ("missing", "input changed", "stale", UP_TO_DATE)
+_REASONS = ("missing", "input changed", "with errors", "stale", UP_TO_DATE)
 
 
 class PlanCommandOptions(PlanOptions):
@@ -44,10 +45,10 @@ class PlanCommandOptions(PlanOptions):
 
 @takes(PlanCommandOptions)
 def plan(options: PlanCommandOptions) -> int:
-    output = options.open_output(options.output)
+    output = options.open_output(options.output, options.mode)
     stored = Registry.open(options.registry).load(options.checkpoint)
     planned = plan_output(options.source, output)
-    reasons = planned.reasons(stored.id)
+    reasons = planned.reasons(stored.id, mending=mending_rules(stored, output, options.mode))
     expected = expected_time(output.root, sum(each.shard.num_rows for each in planned.selected(reasons, options.mode)))
     show_plan(
         printer(options.as_json),
@@ -255,7 +256,7 @@ def show_plan(
         "to score": f"{counted(num_rows, 'row')} in {counted(len(shards), 'shard')}, "
         f"{byte_size(token_bytes)} uncompressed, from {counted(len(files), 'file')} of {byte_size(num_bytes)}",
     }
-    if reasons["stale"] and mode == "missing":
+    if reasons["stale"] and mode in ("missing", "errors"):
         facts["to score"] += "; not what is stale, which --mode stale adds"
     if orphans:
         facts["orphaned"] = f"{counted(len(orphans), 'file')}, which attnlstm prune shows and removes"

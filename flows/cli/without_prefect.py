@@ -36,7 +36,7 @@ def classify_nothing(options: ClassifyOptions) -> RunManifest | None:
     if not _may_be_up_to_date(options):
         return None
     stored = Registry.open(options.registry).load(options.checkpoint)
-    output = options.open_output(options.output)
+    output = options.open_output(options.output, options.mode)
     run = plan_run(fill(options.source, datetime.now(UTC)), output, stored, options.mode)
     return _record(run, options.workers) if _is_nothing(run, options) else None
 
@@ -60,7 +60,7 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
         newest_first=options.newest_first,
     )
     stored = Registry.open(options.registry).load(options.checkpoint)
-    output = options.open_output(options.output)
+    output = options.open_output(options.output, options.mode)
     if options.dry_run:
         return ending_of([plan_partition(output, stored, options.mode, each) for each in ordered])
     planned: list[PlannedRun | None] = []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flows.operations.runs import mending_rules
 from storage.errors import SourceError, StorageError
 from storage.input.partitions import Partition, PartitionRange
 from storage.input.sources import refuse_nested
@@ -76,7 +77,7 @@ def plan_partition(output: Output, stored: StoredCheckpoint, mode: Mode, partiti
         return PartitionRun.without_input(partition)
     try:
         planned = plan_output(partition.place, output)
-        reasons = planned.reasons(stored.id)
+        reasons = planned.reasons(stored.id, mending=mending_rules(stored, output, mode))
     except StorageError as error:
         return PartitionRun(partition.name, "Failed", message=str(error))
     rows = sum(each.shard.num_rows for each in planned.selected(reasons, mode))

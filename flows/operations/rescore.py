@@ -30,6 +30,14 @@ _TOLERANCE = 1e-5
 _SEED = 20_261_101
 
 
+def num_tokens_known(stored: StoredCheckpoint) -> int:
+    """How many token ids a checkpoint knows, without padding. Raises CheckpointError if its config can't be read."""
+    from attnlstm.config import ModelConfig
+
+    text = stored.files["config.json"].decode(errors="replace")
+    return ModelConfig.from_json(text, where=str(stored.location)).padding_id
+
+
 class Checkpoints:
     """The checkpoints that made an output, by their digests."""
 
@@ -53,14 +61,8 @@ class Checkpoints:
 
     def vocabularies(self, stamps: Iterable[Stamp]) -> dict[str, int]:
         """How many token ids each checkpoint knows, by digest; of those that are there."""
-        from attnlstm.config import ModelConfig
-
-        sizes = {}
-        for stamp in stamps:
-            if stored := self.find(stamp):
-                text = stored.files["config.json"].decode(errors="replace")
-                sizes[stored.digest] = ModelConfig.from_json(text, where=str(stored.location)).padding_id
-        return sizes
+        found = (self.find(stamp) for stamp in stamps)
+        return {stored.digest: num_tokens_known(stored) for stored in found if stored}
 
     def require(self, stamp: Stamp) -> StoredCheckpoint:
         """As `find`. Raises RegistryError if the checkpoint is not there."""

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.evaluation.metrics import accuracy_and_macro_f1
+from flows.operations.rescore import num_tokens_known
 from flows.operations.score import ScoredShard, measure_drift
 from storage.delta import Table, published_in_words
 from storage.errors import SourceError, StorageError
 from storage.input.shards import unreadable_in_words
+from storage.input.tokens import TokenRules
 from storage.locations import without_credentials
 from storage.locks import only_run
 from storage.output.layout import Output
@@ -159,7 +161,7 @@ def plan_run(source: str, output: Output, stored: StoredCheckpoint, mode: Mode) 
     if mode == "all":
         return PlannedRun(started, stored, _noting_orphans(plan, True), mode, plan.pending(stored.id, mode))
     committed = plan.committed()
-    pending = plan.selected(plan.reasons(stored.id, committed), mode)
+    pending = plan.selected(plan.reasons(stored.id, committed, mending_rules(stored, output, mode)), mode)
     plan = _noting_orphans(plan, bool(pending))
     left = {shard.name for shard in plan.shards} - {each.shard.name for each in pending}
     stamps = [committed[name] for name in left]
@@ -189,6 +191,14 @@ def publish(
             return published_in_words(table.publish(plans, [each.name for each in scored], run_id), place), None
     except (StorageError, OSError) as error:
         return "", FailureRecord(without_credentials(place), f"it was not published: {error}")
+
+
+def mending_rules(stored: StoredCheckpoint, output: Output, mode: Mode) -> TokenRules | None:
+    """By what rows with errors are judged again; None in a mode that does not."""
+    settings = output.settings
+    if mode != "errors":
+        return None
+    return TokenRules(num_tokens_known(stored), settings.max_tokens, settings.long_rows)
 
 
 def name_run(source: str) -> str:

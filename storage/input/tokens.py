@@ -4,6 +4,7 @@ Owns which types are accepted and which rows can't be scored, and why. Vectorise
 numpy and Arrow. Knows nothing about files.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ import pyarrow.types as pt
 from storage.errors import FileError
 
 ACCEPTED = "binary, string, or a list of integers"
-_OUTSIDE = "a token id outside"
+_OUTSIDE, _TOO_LONG = "a token id outside", "longer than"
+_OUTSIDE_ERROR = re.compile(rf"{_OUTSIDE} 0\.\.(\d+)")
+_TOO_LONG_ERROR = re.compile(rf"{_TOO_LONG} (\d+) tokens")
 _NULLS = pa.list_(pa.uint8())
 """How a column of type null, or of lists of it, is read: pandas and Polars write them where no row has a token."""
 
@@ -138,6 +141,24 @@ def decode_tokens(column: pa.ChunkedArray, rules: TokenRules) -> TokenRows:
     )
 
 
+def may_be_mended(error: str, rules: TokenRules) -> bool:
+    """Whether a row with this error may be usable by other rules than those that it was judged by.
+
+    That is one of a token id which the vocabulary has now, or one that was too long and is not too long by now. What
+    else is wrong is wrong with the input.
+    """
+    if outside := _OUTSIDE_ERROR.fullmatch(error):
+        return rules.num_tokens_known > int(outside[1]) + 1
+    if too_long := _TOO_LONG_ERROR.fullmatch(error):
+        return rules.long_rows != "error" or rules.max_tokens is None or rules.max_tokens > int(too_long[1])
+    return False
+
+
+def any_too_long(rows: TokenRows) -> bool:
+    """Whether a row can't be scored because it is too long."""
+    return bool(pc.any(pc.starts_with(rows.errors, _TOO_LONG)).as_py())
+
+
 def outside_vocabulary(rows: TokenRows) -> npt.NDArray[np.bool_]:
     """bool (N,): the input rows that can't be scored because of a token id that the vocabulary lacks."""
     is_outside: npt.NDArray[np.bool_] = pc.fill_null(pc.starts_with(rows.errors, _OUTSIDE), False).to_numpy(
@@ -162,7 +183,7 @@ def _reasons(rules: TokenRules) -> pa.StringArray:
     return pa.array(
         [
             None,
-            f"longer than {rules.max_tokens} tokens",
+            f"{_TOO_LONG} {rules.max_tokens} tokens",
             f"{_OUTSIDE} 0..{rules.num_tokens_known - 1}",
             "a null among the tokens",
             "no tokens",

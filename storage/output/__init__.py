@@ -1,1 +1,1 @@
-"""Output at rest: its layout, the commit of a shard, what is pending, orphans, manifests, verification, frames."""
+"""Output at rest: layout, the commit of a shard, what is pending, orphans, manifests, verification, frames, errors."""

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -108,7 +108,7 @@ class OutputSettings:
         return self._decisive() | dict(self.also)
 
     def _decisive(self) -> dict[str, Any]:
-        """The settings that the digest in each footer is of."""
+        """The settings that the digest in each footer is of, of which it may leave out the limit of rows."""
         return {
             "tokens_column": self.columns.tokens,
             "id_column": self.columns.id,
@@ -141,8 +141,14 @@ class OutputSettings:
         )
 
     @property
+    def can_lengthen(self) -> bool:
+        """Whether a longer max_tokens changes no file but those whose stamp says that rows were longer."""
+        return self.format_version > 1 and self.long_rows == "error"
+
+    @property
     def digest(self) -> str:
-        record = json.dumps({"format_version": self.format_version, **self._decisive()}, sort_keys=True)
+        decisive = self._decisive() | ({"max_tokens": None} if self.can_lengthen else {})
+        record = json.dumps({"format_version": self.format_version, **decisive}, sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()[:32]
 
 
@@ -150,7 +156,8 @@ class OutputSettings:
 class Stamp:
     """What a file of the output was made from; the same in both files of a shard.
 
-    num_errors: rows without a prediction, as the footer of a predictions file says; it is no part of what is compared.
+    num_errors: rows without a prediction, as the footer of a predictions file says. refused_above: the max_tokens that
+    some of them are longer than; None if none is. Neither is a part of what is compared.
     """
 
     file: str
@@ -162,6 +169,7 @@ class Stamp:
     settings_digest: str
     format_version: int
     num_errors: int | None = field(default=None, compare=False)
+    refused_above: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, shard: Shard, checkpoint: CheckpointId, settings: OutputSettings) -> "Stamp":
@@ -178,7 +186,7 @@ class Stamp:
 
     def fields(self) -> dict[str, Any]:
         """What is compared, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "num_errors"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
 
     def to_json(self, **counts: int) -> str:
         return json.dumps(self.fields() | counts, sort_keys=True)
@@ -189,13 +197,14 @@ class Output:
     """An output folder and the settings it is, or will be, made with.
 
     hold: that of the run that writes to it. types: of `id`, the kept columns and `prediction`, as far as they are
-    recorded; all files have the same.
+    recorded; all files have the same. may_lengthen: whether max_tokens may be more than what is recorded.
     """
 
     root: Location
     settings: OutputSettings
     hold: Hold | None = None
     types: Types = field(default_factory=dict)
+    may_lengthen: bool = False
 
     def predictions(self, name: str) -> Location:
         return self.root / f"{PREDICTIONS}/{name}"
@@ -210,11 +219,15 @@ class Output:
         return [Location(folder.filesystem, path) for path in sorted(found)]
 
     @classmethod
-    def open(cls, root: Location, said: Mapping[str, Any], new: Mapping[str, Any]) -> "Output":
+    def open(
+        cls, root: Location, said: Mapping[str, Any], new: Mapping[str, Any], *, may_lengthen: bool = False
+    ) -> "Output":
         """An output with the settings that it was made with or, for a new one, with those that it will be made with.
 
         said: settings that are asked for, by the names of `OutputSettings.record`. What is not said is as recorded or,
         in a new output, as `new` has it, which names all of them. The column of labels is among those that are kept.
+        may_lengthen: whether max_tokens may be more than what is recorded, where longer rows have an error: of all
+        others it changes nothing.
         Raises OutputError if something that is said differs from what is recorded, with both values, or if the record
         is damaged.
         """
@@ -227,12 +240,12 @@ class Output:
             wanted.pop("label_column", None)
         elif label not in wanted["keep"]:
             wanted["keep"] = [*wanted["keep"], label]
+        settings = OutputSettings.from_record(wanted, record.get("format_version", FORMAT_VERSION))
         if recorded:
             if "label_column" not in recorded and label in there["keep"]:
                 there["label_column"] = label  # any column that is kept may be found to hold the labels
-            _refuse_other(root, there, wanted)
-        settings = OutputSettings.from_record(wanted, record.get("format_version", FORMAT_VERSION))
-        return cls(root, settings, types=_types_in(root, record))
+            _refuse_other(root, there, wanted, settings, may_lengthen)
+        return cls(root, settings, types=_types_in(root, record), may_lengthen=may_lengthen)
 
     @classmethod
     def existing(cls, root: Location) -> "Output | None":
@@ -266,7 +279,8 @@ class Output:
             return
         recorded = _parse(self.root, content)
         wanted = self._record(source)
-        _refuse_other(self.root, {name: wanted[name] for name in self.settings.also} | recorded, wanted)
+        there = {name: wanted[name] for name in self.settings.also} | recorded
+        _refuse_other(self.root, there, wanted, self.settings, self.may_lengthen)
 
     def prepare(self, source: str, offered: Sequence[Types] = (), classes: pa.Array | None = None) -> "Output":
         """Record what this output is, in `_dataset.json`, and return it with the types that its files have.
@@ -309,15 +323,24 @@ class Output:
         return {"format": "attnlstm", "format_version": version, "source": source, **self.settings.record()}
 
 
-def _refuse_other(root: Location, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises OutputError if something of `wanted` is otherwise in an output, with both values."""
+def _refuse_other(
+    root: Location, there: Mapping[str, Any], wanted: Mapping[str, Any], settings: OutputSettings, may_lengthen: bool
+) -> None:
+    """Raises OutputError if something of `wanted` is otherwise in an output, with both values.
+
+    settings: those that are wanted. may_lengthen: see `Output`.
+    """
     differing = [key for key in wanted if there.get(key) != wanted[key]]
-    if not differing:
+    is_more = (wanted["max_tokens"] or 0) > (there.get("max_tokens") or float("inf"))
+    is_longer = differing == ["max_tokens"] and settings.can_lengthen and is_more
+    if not differing or (is_longer and may_lengthen):
         return
     lines = [f"  {key}: {there.get(key)!r} there, {wanted[key]!r} asked for" for key in differing]
     advice = "Write to another folder, or ask for what is there."
     if differing == ["source"]:
         advice = f"Write to another folder; or, if the input has only moved, correct `source` in {OUTPUT_RECORD}."
+    if is_longer:
+        advice = "Write to another folder, or have --mode errors score the files again that have longer rows."
     raise OutputError("\n".join([f"The output {root} was made differently:", *lines, advice]))
 
 
@@ -370,9 +393,8 @@ def read_stamp(location: Location) -> Stamp | None:
 def stamp_in(footer: Footer) -> Stamp | None:
     """The stamp in a footer; None if it is of no file of ours."""
     try:
-        fields = json.loads(footer.key_values[STAMP_KEY])
-        names = [name for name in Stamp.__dataclass_fields__ if name != "num_errors"]
-        return Stamp(**{name: fields[name] for name in names}, num_errors=fields.get("num_errors"))
+        said = json.loads(footer.key_values[STAMP_KEY])
+        return Stamp(**{each.name: said[each.name] if each.compare else said.get(each.name) for each in fields(Stamp)})
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -15,22 +15,29 @@ from storage.errors import OutputError
 from storage.footers import FOOTER_READERS
 from storage.input.shards import Shard, UnreadableFile, plan_shards
 from storage.input.sources import Source, find_source, refuse_nested
+from storage.input.tokens import TokenRules, may_be_mended
 from storage.locations import Location
 from storage.locks import alone
 from storage.output.carried import Types, common_types, misfits
 from storage.output.layout import Output, Stamp, read_stamp
+from storage.output.row_errors import errors_in
 from storage.registry.checkpoints import CheckpointId
 
-Mode = Literal["missing", "stale", "all"]
+Mode = Literal["missing", "stale", "errors", "all"]
 
 UP_TO_DATE = "up to date"
 # What each mode leaves as it is.
-_LEFT: dict[Mode, set[str]] = {"missing": {UP_TO_DATE, "stale"}, "stale": {UP_TO_DATE}, "all": set()}
+_LEFT: dict[Mode, set[str]] = {
+    "missing": {UP_TO_DATE, "stale"},
+    "stale": {UP_TO_DATE},
+    "errors": {UP_TO_DATE, "stale"},
+    "all": set(),
+}
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A shard and why it is to be scored: "missing", "input changed", "stale" or "asked for"."""
+    """A shard and why it is to be scored: "missing", "input changed", "with errors", "stale" or "asked for"."""
 
     shard: Shard
     reason: str
@@ -86,23 +93,41 @@ class OutputPlan:
             found = pool.map(self._committed, self.shards)
             return {shard.name: stamp for shard, stamp in zip(self.shards, found, strict=True) if stamp}
 
-    def reasons(self, checkpoint: CheckpointId, committed: Mapping[str, Stamp] | None = None) -> dict[str, str]:
-        """Why each shard would be scored with a checkpoint, by its name: "missing", "input changed" or "stale".
+    def reasons(
+        self,
+        checkpoint: CheckpointId,
+        committed: Mapping[str, Stamp] | None = None,
+        mending: TokenRules | None = None,
+    ) -> dict[str, str]:
+        """Why each shard would be scored with a checkpoint, by its name: "missing", "input changed" and the like.
 
         A shard is "up to date" if it has a committed output, for the input as it is now, of this checkpoint; it is
-        "stale" if that is of another checkpoint. committed: as `committed` gives it, if it was called before.
+        "stale" if that is of another checkpoint, and "with errors" if rows of it were refused that are not refused now:
+        for another max_tokens than the output has by now or, with `mending`, by any rules but these, which takes a look
+        at the errors. committed: as `committed` gives it, if it was called before.
         """
         stamps = self.committed() if committed is None else committed
-        return {
-            shard.name: _reason(stamps.get(shard.name), Stamp.of(shard, checkpoint, self.output.settings))
+        found = {
+            shard.name: _reason(
+                stamps.get(shard.name),
+                Stamp.of(shard, checkpoint, self.output.settings),
+                self.output.settings.max_tokens,
+            )
             for shard in self.shards
         }
+        if mending:
+            for name, reason in found.items():
+                if reason in (UP_TO_DATE, "stale") and stamps[name].num_errors != 0:
+                    errors = errors_in(self.output.predictions(name))
+                    if any(may_be_mended(error, mending) for error in errors):
+                        found[name] = "with errors"
+        return found
 
     def selected(self, reasons: Mapping[str, str], mode: Mode) -> tuple[Pending, ...]:
         """The shards that a run of this mode would score, in order. reasons: as `reasons` gives them.
 
         mode: "missing", those without a committed output for the input as it is now; "stale", also those that another
-        checkpoint scored; "all", every one.
+        checkpoint scored; "errors", instead those that `reasons` finds with errors to mend; "all", every one.
         """
         chosen = ((shard, reasons[shard.name]) for shard in self.shards if reasons[shard.name] not in _LEFT[mode])
         return tuple(Pending(shard, "asked for" if reason == UP_TO_DATE else reason) for shard, reason in chosen)
@@ -143,10 +168,12 @@ def existing_output(output: str) -> Output:
     return existing
 
 
-def _reason(found: Stamp | None, wanted: Stamp) -> str:
+def _reason(found: Stamp | None, wanted: Stamp, max_tokens: int | None) -> str:
     if found is None:
         return "missing"
     same_checkpoint = replace(found, checkpoint=wanted.checkpoint, checkpoint_digest=wanted.checkpoint_digest)
     if same_checkpoint != wanted:
         return "input changed"
+    if found.refused_above not in (None, max_tokens):
+        return "with errors"
     return UP_TO_DATE if found.checkpoint_digest == wanted.checkpoint_digest else "stale"

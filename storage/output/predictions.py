@@ -20,7 +20,7 @@ from storage.errors import FileError
 from storage.input.columns import ROW, Columns
 from storage.input.hive import partition_values
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRows
+from storage.input.tokens import TokenRows, any_too_long
 from storage.labelled.classes import LabelType, class_values
 from storage.locks import Hold
 from storage.output.carried import fit
@@ -108,6 +108,8 @@ class ShardWriter:
         self._attention = _ParquetFile(attention, _ATTENTION_FLOATS, self._has_rows) if attention else None
         self._held: list[pa.Table] = []
         self._num_rows = self._num_errors = self._num_tokens = self._num_abstained = 0
+        self._refusing = output.settings.max_tokens if output.settings.can_lengthen else None
+        self._refused_above: int | None = None
 
     def write(
         self,
@@ -143,6 +145,8 @@ class ShardWriter:
         self._num_rows += table.num_rows
         self._num_errors += int(np.count_nonzero(~rows.usable))
         self._num_tokens += len(rows.values)
+        if self._refusing and any_too_long(rows):
+            self._refused_above = self._refusing
 
     def finish(self) -> None:
         """Complete both files. Raises FileError unless every row of the shard was written."""
@@ -152,6 +156,8 @@ class ShardWriter:
         counts = {"num_errors": self._num_errors, "num_tokens": self._num_tokens}
         if self._thresholds is not None:
             counts["num_abstained"] = self._num_abstained
+        if self._refused_above:
+            counts["refused_above"] = self._refused_above
         self._predictions.finish({STAMP_KEY: self._stamp.to_json(**counts)}, self._num_rows)
         if self._attention:
             self._attention.finish({STAMP_KEY: self._stamp.to_json()}, self._num_rows)

@@ -23,7 +23,7 @@ from storage.input.columns import ATTENTION_COLUMNS, PREDICTION_COLUMNS, ROW
 from storage.input.hive import partition_values
 from storage.input.reading import decode_rows
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRows, TokenRules
+from storage.input.tokens import TokenRows, TokenRules, any_too_long
 from storage.locations import Location
 from storage.output.carried import as_read_back
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in, thresholds_in
@@ -224,6 +224,7 @@ class _ShardCheck:
         counts = {"num_errors": 0, "num_tokens": 0}
         if self._settings.abstain_below is not None:
             counts["num_abstained"] = 0
+        refused_above = None
         again = SecondReading(self._source_root, self._shard, [self._settings.columns.id, *self._kept()])
         for piece in read_side_by_side(
             self._source_root, self._shard, self._settings, made.predictions, made.attention
@@ -238,9 +239,11 @@ class _ShardCheck:
                 found = piece.predictions
                 abstains = pc.and_(found["prediction"].is_null(), found["error"].is_null())
                 counts["num_abstained"] += pc.sum(abstains).as_py() or 0
+            if self._settings.can_lengthen and any_too_long(rows):
+                refused_above = self._settings.max_tokens
             self.num_rows += piece.source.num_rows
             on_rows(piece.source.num_rows)
-        for name, count in counts.items():
+        for name, count in {**counts, "refused_above": refused_above}.items():
             if made.stamp.get(name) != count:
                 what = f"its footer has {name} {made.stamp.get(name)!r}, expected {count}"
                 self.findings.add(made.predictions.path, None, what)

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 import flows.orchestration.task_runs
-from builders import scored_files
+from builders import rewrite, scored_files
 from flows.classify import classify
 
 
@@ -120,3 +120,27 @@ def test_more_errors_than_allowed_fail_a_run_that_has_written_everything(
     assert state.name.lower() == ends
     assert pq.read_table(output / "predictions" / "rows.parquet").num_rows == 3
     assert state.result(raise_on_failure=False)["state"] == ends
+
+
+def test_mode_errors_takes_a_longer_limit_and_ends_as_if_it_had_been_the_limit_at_first(
+    dataset_copy: Path, rescore: Callable[..., Any], attnlstm: Callable[..., Any], trained: Any, tmp_path: Path
+) -> None:
+    rewrite(dataset_copy / "date=2026-11-02/part-0.parquet", lambda table: table[:2])
+    limits = {"long_rows": "error", "source": dataset_copy}
+    first = rescore(tmp_path / "output", max_tokens=40, **limits)
+    too_long = first.manifest.totals["errors"]["longer than 40 tokens"]
+    asked = (str(dataset_copy), str(first.output), "--registry", str(trained.registry))
+    refused = attnlstm("plan", *asked, "--max-tokens", "60")
+    planned = attnlstm("backfill", *asked, "--max-tokens", "60", "--mode", "errors", "--dry-run")
+
+    again = rescore(first.output, max_tokens=60, mode="errors", **limits)
+    after = scored_files(first.output)
+    nothing = attnlstm("classify", *asked, "--mode", "errors")
+
+    assert too_long > 0
+    assert "max_tokens: 40 there, 60 asked for" in refused.err
+    assert planned.out.count("1 with errors") == 3
+    assert [shard.reason for shard in again.manifest.shards] == ["with errors"] * 3
+    assert again.manifest.totals["errors"] == {"no tokens": 3, "tokens are null": 3}
+    assert after == scored_files(rescore(tmp_path / "fresh", max_tokens=60, **limits).output)
+    assert "nothing to do: all 4 shards are up to date" in nothing.out

@@ -71,7 +71,7 @@ def test_every_parameter_has_a_kind_that_the_form_can_show(name: str) -> None:
 def test_form_knows_bounds_and_choices() -> None:
     form = _properties("classify")
 
-    assert form["mode"]["enum"] == ["missing", "stale", "all"]
+    assert form["mode"]["enum"] == ["missing", "stale", "errors", "all"]
     assert form["device"]["enum"] == ["auto", "cpu", "cuda"]
     assert form["workers"]["anyOf"][0]["minimum"] == 1
     assert form["save_attention"]["anyOf"][0]["pattern"]

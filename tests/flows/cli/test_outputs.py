@@ -91,7 +91,14 @@ class TestPlan:
 
         told = json.loads(ended.out)
         assert ended.code == DONE
-        assert told["shards"] == {"missing": 1, "input changed": 1, "stale": 0, "up to date": 2, "orphaned": 2}
+        assert told["shards"] == {
+            "missing": 1,
+            "input changed": 1,
+            "with errors": 0,
+            "stale": 0,
+            "up to date": 2,
+            "orphaned": 2,
+        }
         assert {each["name"]: (each["reason"], each["rows"]) for each in told["pending"]} == {
             "date=2026-11-02/part-0.parquet": ("input changed", 50),
             "date=2026-11-03/part-0.parquet": ("missing", 105),

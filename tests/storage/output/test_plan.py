@@ -13,7 +13,10 @@ import pytest
 import storage.input.reading
 import storage.input.shards
 import storage.output.layout
+from builders import scored_files
+from storage.errors import OutputError
 from storage.input.shards import ShardLimits
+from storage.input.tokens import TokenRules
 from storage.locations import Location
 from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.plan import Mode, plan_output
@@ -174,3 +177,71 @@ def test_files_whose_types_do_not_go_together_are_named_before_they_fail(
     assert plan_output(str(data), output).misfits() == (
         "b.parquet and 1 more of such types will fail: 'id' is timestamp[us] here, and int64 in this output",
     )
+
+
+class TestErrors:
+    """Files with errors that other rules may mend."""
+
+    @pytest.fixture
+    def strict(self, data: Path, output: Output, put: Callable[..., Path]) -> Output:
+        put("a.parquet", [b"abcd", b"", None])
+        put("b.parquet", pa.array([[1], [256], None], pa.list_(pa.int16())))
+        (data / NAMES[2]).unlink()
+        return replace(output, settings=OutputSettings(max_tokens=3, long_rows="error"))
+
+    @pytest.mark.parametrize(
+        ("rules", "expected"),
+        [
+            (TokenRules(256, 3, "error"), []),
+            (TokenRules(255, 2, "error"), []),
+            (TokenRules(256, 4, "error"), ["a.parquet"]),
+            (TokenRules(257, 3, "error"), ["b.parquet"]),
+            (TokenRules(257), ["a.parquet", "b.parquet"]),
+        ],
+    )
+    def test_those_are_scored_again_that_the_rules_may_mend(
+        self,
+        rules: TokenRules,
+        expected: list[str],
+        data: Path,
+        strict: Output,
+        checkpoint: CheckpointId,
+        score: Score,
+    ) -> None:
+        score(data, strict)
+        plan = plan_output(str(data), strict)
+        for by in (checkpoint, CHALLENGER):
+            told = plan.reasons(by, mending=rules)
+            assert [(each.shard.name, each.reason) for each in plan.selected(told, "errors")] == [
+                (name, "with errors") for name in expected
+            ]
+        assert plan.pending(checkpoint, "missing") == plan.pending(checkpoint, "errors") == ()
+
+    def test_longer_limit_costs_the_files_with_longer_rows_alone(
+        self, data: Path, strict: Output, checkpoint: CheckpointId, score: Score, tmp_path: Path
+    ) -> None:
+        score(data, strict)
+        said, new = {"max_tokens": 4}, OutputSettings().record()
+        with pytest.raises(OutputError, match=r"max_tokens: 3 there, 4 asked for\n.* have --mode errors score"):
+            Output.open(strict.root, said, new)
+        for other in ({"max_tokens": 2}, {"max_tokens": 4, "long_rows": "truncate"}):
+            with pytest.raises(OutputError, match="or ask for what is there"):
+                Output.open(strict.root, other, new, may_lengthen=True)
+        longer = Output.open(strict.root, said, new, may_lengthen=True)
+        assert Output.existing(strict.root) != longer  # nothing is written before a run begins
+        longer = longer.prepare(str(data))
+
+        # From here on it is what a run finds that goes on after a kill, whatever its mode.
+        assert Output.open(strict.root, {}, new).settings == longer.settings
+        plan = plan_output(str(data), longer)
+        assert [(each.shard.name, each.reason) for each in plan.pending(checkpoint, "missing")] == [
+            ("a.parquet", "with errors")
+        ]
+        before = scored_files(strict.root.path)
+        score(data, longer)
+        after = scored_files(strict.root.path)
+        assert {name for name in after if after[name] != before[name]} == {
+            "attention/a.parquet",
+            "predictions/a.parquet",
+        }
+        assert plan.pending(checkpoint, "missing") == ()

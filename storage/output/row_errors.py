@@ -46,7 +46,7 @@ def find_errors(output: Output, most: int) -> tuple[ErrorRows, ...]:
     counts: Counter[str] = Counter()
     first: dict[str, list[ErrorRow]] = {}
     for place in output.predictions_files():
-        for stamp, start, batch in _errors_in(place, ["error", "id"]):
+        for stamp, start, batch in _pieces(place, ["error", "id"]):
             for reason in pc.unique(batch["error"]).drop_null().to_pylist():
                 found = pc.indices_nonzero(pc.equal(batch["error"], reason)).to_numpy()
                 counts[reason] += len(found)
@@ -56,7 +56,15 @@ def find_errors(output: Output, most: int) -> tuple[ErrorRows, ...]:
     return tuple(ErrorRows(reason, count, tuple(first[reason])) for reason, count in counts.most_common())
 
 
-def _errors_in(place: Location, columns: list[str]) -> Iterator[tuple[Stamp, int, pa.RecordBatch]]:
+def errors_in(place: Location) -> set[str]:
+    """The errors that rows of a predictions file have. Raises OutputError if it can't be read."""
+    found: set[str] = set()
+    for _, _, batch in _pieces(place, ["error"]):
+        found.update(pc.unique(batch["error"]).drop_null().to_pylist())
+    return found
+
+
+def _pieces(place: Location, columns: list[str]) -> Iterator[tuple[Stamp, int, pa.RecordBatch]]:
     """Pieces of a predictions file that has errors: its stamp, the first row's position in the input file, the rows.
 
     Raises OutputError if the file can't be read.

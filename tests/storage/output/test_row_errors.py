@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.analysis.row_errors import ErrorRow, ErrorRows, find_errors
 from storage.errors import OutputError
 from storage.input.shards import ShardLimits
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
+from storage.output.row_errors import ErrorRow, ErrorRows, find_errors
 
 
 @pytest.fixture
