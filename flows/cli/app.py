@@ -12,7 +12,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from contextlib import nullcontext, redirect_stdout
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -34,6 +35,7 @@ _COMMANDS = {
     "asking:errors": "List the rows of an output without a prediction, by the reason why.",
     "asking:tokens": "Say what a class attends to over a whole output, as n-grams of tokens.",
     "outputs:prune": "Remove from an output what no input accounts for.",
+    "app:completion": "Print what has a shell complete commands and options.",
 }
 _CHECKPOINT_COMMANDS = {
     "checkpoints:list_checkpoints": "List them, oldest first.",
@@ -65,15 +67,27 @@ app.command(_checkpoints)
 
 @app.meta.default
 def _launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], verbose: bool = False
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: bool = False,
+    quiet: bool = False,
 ) -> int | None:
     """Batch classification of token sequences in Parquet with an attention-LSTM, run as Prefect flows.
 
     Args:
         verbose: Show Prefect's log as it comes, and the traceback of an error.
+        quiet: Print errors only; how it went is the exit code.
     """
     code: int | None = app(tokens)
     return code
+
+
+def completion(shell: Literal["bash", "zsh", "fish", "powershell"]) -> None:
+    """Print a script that has a shell complete commands, options and their values.
+
+    Args:
+        shell: Which shell it is for.
+    """
+    print(app.meta.generate_completion(shell=shell, prog_name=app.name[0]))
 
 
 def main() -> None:
@@ -98,11 +112,13 @@ def _speak_utf8() -> None:
 
 def _run(words: Sequence[str]) -> int:
     """Run a command line and turn what comes of it into an exit code and, for an error, one message on stderr."""
-    verbose = "--verbose" in words
+    verbose, quiet = "--verbose" in words, "--quiet" in words
     # Before a command is imported, and with it Prefect, which reads its settings then.
-    _prepare_process(verbose)
+    _prepare_process(verbose, quiet)
     try:
-        code: int | None = app.meta(words)
+        # Whatever prints, and with which library: what is no error goes to stdout.
+        with open(os.devnull, "w", encoding="utf-8") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
+            code: int | None = app.meta(words)
         return code or DONE
     except CycloptsError:
         return WRONG_USE  # it has printed what was wrong
@@ -143,9 +159,12 @@ def _is_unreachable(error: BaseException) -> bool:
     )
 
 
-def _prepare_process(verbose: bool) -> None:
+def _prepare_process(verbose: bool, quiet: bool) -> None:
     """Settings that Prefect reads when it is imported, where the user has not set them, and what its log leaves out."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "WARNING")
+    level = "INFO" if verbose else "ERROR" if quiet else "WARNING"
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", level)
+    if quiet:
+        os.environ["TTY_INTERACTIVE"] = "0"  # by which rich draws no bars
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attnlstm")  # such as batches halved on a small GPU
     # After 2, 4, 8 ... s, four minutes in all, so that a run can say how it ended after its server was restarted.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")

@@ -5,11 +5,13 @@ scripts. Which of them are printed depends on the printer. Knows nothing about w
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -25,6 +27,10 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.
 
 # A terminal is for reading; the record has everything.
 MOST_LISTED = 20
+
+# A path or a URI, which is to be copied whole.
+_PLACE = re.compile(r"([a-z0-9]+:/|~)?/")
+_NARROWEST = 20
 
 # Of tokens, by how much they are attended to. The letters have colours too, so that dark and light terminals show them.
 _SHADES = (
@@ -85,7 +91,7 @@ class Terminal(Printer):
     def facts(self, facts: Mapping[str, str]) -> None:
         width = max(map(len, facts), default=0)
         for name, text in facts.items():  # no table, which would fold paths and pad lines with blanks
-            self._console.print(f"[bold]{escape(name.ljust(width))}[/bold]  {escape(text)}")
+            self._console.print(f"[bold]{escape(name.ljust(width))}[/bold]  {escape(self._folded(text, width + 2))}")
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, rest: str = "") -> None:
         # Where a line is too short for a path, the path goes on below instead of being cut.
@@ -99,7 +105,7 @@ class Terminal(Printer):
     def lines(self, lines: Sequence[tuple[str, str]], *, rest: str, num_more: int = 0, kept_in: str = "--json") -> None:
         for mark, text in lines[:MOST_LISTED]:
             shown = f"[red]{mark}[/red]" if mark in _BAD else mark
-            self._console.print(f"{shown}  {escape(text)}")
+            self._console.print(f"{shown}  {escape(self._folded(text, len(mark) + 2))}")
         self._say_rest(len(lines) + num_more, rest, kept_in)
 
     def tokens(self, tokens: "ShadedTokens") -> None:
@@ -114,6 +120,14 @@ class Terminal(Printer):
                 if tokens.kind == "hex":
                     shown = Text(f"{line.start:04x}  ", "dim") + shown + Text("  ") + shaded(line.ascii, "")
                 self._console.print(shown)
+
+    def _folded(self, text: str, indent: int) -> str:
+        """In a terminal, the lines of a text below each other, folded between words; a place stays as it is."""
+        if not self._console.is_terminal or _PLACE.match(text):
+            return text
+        width = max(_NARROWEST, self._console.width - indent)
+        lines = wrap(text, width, break_long_words=False, break_on_hyphens=False)
+        return f"\n{' ' * indent}".join(lines)
 
     def _say_rest(self, count: int, rest: str, kept_in: str) -> None:
         if count > MOST_LISTED:

@@ -30,15 +30,19 @@ class RunStoppedError(Exception):
 
 
 def terminal_bar(*, hidden: bool = False) -> Progress:
-    """The bar that all commands and runs draw on stderr. Nothing is drawn unless that is a terminal."""
+    """The bar that all commands and runs draw on stderr. Nothing is drawn unless that is a terminal.
+
+    Nor is it where TTY_INTERACTIVE is 0, which is rich's own word for it, or TERM is dumb.
+    """
+    console = Console(file=sys.stderr)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        disable=hidden or not sys.stderr.isatty(),
+        console=console,
+        disable=hidden or not (sys.stderr.isatty() and console.is_interactive),
         transient=True,
     )
 

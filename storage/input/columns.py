@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.types as pt
 
-from storage.errors import FileError, OutputError
+from storage.errors import FileError, OutputError, did_you_mean
 from storage.footers import NO_TYPE
 from storage.input.hive import partition_values
 from storage.input.tokens import check_token_type
@@ -165,7 +165,8 @@ def require_column(schema: pa.Schema, name: str, role: str) -> pa.Field:
     field = find_column(schema, name)
     if field is None:
         columns = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
-        raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}")
+        guess = did_you_mean(name, schema.names)
+        raise FileError(f"column {name!r} ({role}) is missing; the file has: {columns}{guess and f'.{guess}'}")
     column = field if found else next(each for each in schema if name.startswith(f"{each.name}."))
     if why := (column.metadata or {}).get(NO_TYPE):
         raise FileError(

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from storage.errors import OutputError, SourceError
+from storage.errors import OutputError, SourceError, did_you_mean
 from storage.footers import FOOTER_READERS, MAGIC
 from storage.input.hive import hidden_part, split_partitions
 from storage.input.listing import Entry, PassedOver, list_folder
@@ -83,7 +83,7 @@ def find_source(source: str) -> Source:
     if info.type == pafs.FileType.NotFound:
         if wildcard := _GLOB.search(address):
             return _find_glob(address, wildcard.start(), query)
-        raise SourceError(f"The source {place} does not exist. Check the path or URI.")
+        raise SourceError(f"The source {place} does not exist. Check the path or URI.{_near(place)}")
     base, scope = _slice(place, is_folder=info.type != pafs.FileType.File)
     if info.type == pafs.FileType.File:
         return Source(base, scope, (SourceFile(scope, info.size),))
@@ -95,6 +95,16 @@ def find_source(source: str) -> Source:
             f"{', '.join(PARQUET_SUFFIXES)}{others}. Check the path, or name the files with a glob."
         )
     return found
+
+
+def _near(place: Location) -> str:
+    """The name beside a place that is like it, where there is one."""
+    folder = Location(place.filesystem, place.path.rpartition("/")[0])
+    selector = pafs.FileSelector(folder.path, allow_not_found=True)
+    try:
+        return did_you_mean(place.name, (info.base_name for info in place.filesystem.get_file_info(selector)))
+    except OSError:  # what may not be listed is not guessed from
+        return ""
 
 
 def refuse_nested(place: Location, output: Location, *, is_pattern: bool = False) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.errors import RegistryError
+from storage.errors import RegistryError, did_you_mean
 from storage.locations import TEMPORARY_SUFFIX, Location
 from storage.registry.aliases import Alias, AliasMovedError, only_mover, promoted, read_alias, rolled_back, write_alias
 from storage.registry.cards import Card, card_from_json, card_to_json
@@ -197,10 +197,11 @@ class Registry:
         return read_checkpoint(folder, folder.name)
 
     def _unknown(self, checkpoint: str) -> RegistryError:
-        known = ", ".join(self.versions()[-5:]) or "none"
+        versions = self.versions()
+        known = ", ".join(versions[-5:]) or "none"
         return RegistryError(
             f"There is no checkpoint {checkpoint!r}: it is no version in {self.root} (the latest: {known}) "
-            "and no folder."
+            f"and no folder.{did_you_mean(checkpoint, ('champion', *versions))}"
         )
 
     def _read_version(self, version: str) -> StoredCheckpoint:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.cli import app
 from flows.cli.app import error_message
 from storage.errors import SourceError
 
@@ -58,6 +60,9 @@ def test_classify_with_a_broken_file_ends_failed_and_names_it(classify: Run, dat
         ("verify {data}", ("output is no output of attnlstm: it has no _dataset.json. Check the path.",)),
         ("prune {data}", ("output is no output of attnlstm: it has no _dataset.json. Check the path.",)),
         ("classify {folder}/letter.parquet", ("letter.parquet: not a whole Parquet file", "another format, or cut")),
+        ("plan {folder}/datta", ("Did you mean 'data'?",)),
+        ("plan {data} --checkpoint champoin", ("There is no checkpoint 'champoin'", "Did you mean 'champion'?")),
+        ("plan {data} --tokens-column tokns", ("the file has: id (string)", "Did you mean 'tokens'?")),
         ("classify {data} --tokens-column bytes", ("column 'bytes'", "is missing; the file has: id (string), tokens")),
     ],
 )
@@ -72,6 +77,7 @@ def test_request_that_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "letter.parquet").write_text("This is a letter, not a table.\n")
+    (tmp_path / "data").mkdir()
     command, source, *others = words.format(folder=tmp_path, data=dataset).split()
     checkpoint = (
         () if command == "prune" or others[:1] == ["--checkpoint"] else ("--checkpoint", str(untrained["additive"]))
@@ -131,6 +137,9 @@ def test_server_that_is_not_there_is_named_with_what_to_do(classify: Run, datase
         (("retrain", "source", "--epochs", "0"), "greater than or equal to 1"),
         (("verify", "source", "output", "--deep", "-1"), "greater than or equal to 0"),
         (("shrink", "source"), 'Unknown command "shrink"'),
+        (("clasify", "source"), 'Did you mean "classify"?'),
+        (("classify", "source", "output", "--modee", "all"), "Did you mean --mode?"),
+        (("classify", "source", "output", "--mode", "stal"), 'Did you mean "stale"?'),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, tuple) else "",
 )
@@ -145,6 +154,32 @@ def test_wrong_use_ends_with_2_and_starts_no_run(
     assert text in " ".join(ended.err.replace("│", " ").split())
     assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quiet_prints_errors_only(attnlstm: Run, dataset: Path, untrained: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = ("--checkpoint", str(untrained["additive"]), "--quiet")
+
+    done = attnlstm("plan", str(dataset), str(tmp_path / "output"), *checkpoint, "--json")
+    failed = attnlstm("plan", str(tmp_path / "nowhere"), str(tmp_path / "output"), *checkpoint)
+
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert (failed.code, failed.out) == (1, "")
+    assert failed.err.startswith("Error: The source ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_that_the_shell_reads_and_that_knows_commands_options_and_values(
+    shell: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert app._run(["completion", shell]) == 0
+
+    script = capfd.readouterr().out
+    assert [
+        word for word in ("backfill", "checkpoints", "max-errors", "fused-cpu", "quiet") if word not in script
+    ] == []
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,25 @@ def test_tables_are_cut_only_where_json_has_the_rest_and_never_within_a_line() -
     assert "".join("".join(lines[1:]).split()) == path
 
 
+def test_facts_and_lists_are_folded_between_words_in_a_terminal_and_places_are_not() -> None:
+    text, place = io.StringIO(), "/data/my files/" + "x" * 90
+    words = " ".join(["seven"] * 30)
+    to = Terminal(Console(file=text, width=80, force_terminal=True, color_system=None, soft_wrap=True))
+
+    to.facts({"predictions": words, "output": place})
+    to.lines([("wrong", words)], rest="problems")
+
+    lines = text.getvalue().splitlines()
+    assert f"output       {place}" in lines
+    assert max(len(line) for line in lines if place not in line) <= 80
+    assert [line[:19] for line in lines] == [
+        *("predictions  seven ", "             seven ", "             seven "),
+        "output       /data/",
+        *("wrong  seven seven ", "       seven seven ", "       seven seven "),
+    ]
+    assert printed(lambda to: to.facts({"one": words * 9})) == [f"one  {words * 9}"]
+
+
 def test_sizes_and_times_are_told_in_words() -> None:
     assert [byte_size(number) for number in (999, 3_540_000, 2 * 10**9)] == ["999 bytes", "3.5 MB", "2.0 GB"]
     assert [duration(seconds) for seconds in (0.2, 90, 9000)] == ["about 1 s", "about 2 min", "about 2.5 h"]
