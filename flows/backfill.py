@@ -29,6 +29,7 @@ from flows.operations.partition_runs import (
 )
 from flows.operations.runs import publish
 from flows.orchestration.credentials import refuse_stored_credentials
+from flows.orchestration.events import tags_of_parent
 from flows.orchestration.progress import RunProgress
 from flows.orchestration.report import leave_page
 from flows.orchestration.runners import check_runner, open_workers, run_all, run_on_pool
@@ -85,6 +86,7 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
             "mode": options.mode,
             "max_errors": options.max_errors,
             "report_rows": options.report_rows,
+            "page_rows": options.page_rows,
             **options.said(),
         }
         runs = _run_all(ordered, parameters, options)
@@ -127,6 +129,7 @@ def _run_all(
             stack.enter_context(open_workers(options.runner, options.address, None, "auto", shared=True))
             run_one = partial(_here, parameters | {"runner": options.runner, "address": options.address})
         pool = stack.enter_context(ThreadPoolExecutor(options.parallel, "backfill"))
+        tags_of_parent.set(tuple(flow_run.tags or ()))
 
         def submit(partition: Partition) -> Future[PartitionRun]:
             # Runs of classify are children of this run, which they learn from the context.

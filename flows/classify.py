@@ -9,10 +9,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from attnlstm.process import num_cores
+from flows.operations.partition_runs import written_partitions
 from flows.operations.runs import ScoringOutcome, name_run, plan_run, publish
 from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint
+from flows.orchestration.assets import materialise_output
 from flows.orchestration.credentials import refuse_stored_credentials
-from flows.orchestration.events import emit_run_ended
+from flows.orchestration.events import emit_partitions, emit_run_ended
 from flows.orchestration.facts import counted, first_errors_in_words, run_summary
 from flows.orchestration.report import leave_page, publish_report
 from flows.orchestration.runners import check_runner, open_workers
@@ -87,10 +89,13 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     write_manifest(output.root, manifest)
     if manifest.report:
         make = partial(report_run, options.output, output, source.root, [manifest], stored.card, options.report_rows)
-        if problem := leave_page(make, output.root / manifest.report, "classify-page"):
+        if problem := leave_page(make, output.root / manifest.report, "classify-page", options.page_rows):
             manifest = replace(manifest, report="", notes=(*manifest.notes, problem))
             write_manifest(output.root, manifest)
     publish_report(manifest)
+    if manifest.shards or manifest.failures:
+        materialise_output(manifest, str(source.root), str(stored.location))
+        emit_partitions(manifest, written_partitions(output.root, manifest, options.tolerates))
     emit_run_ended(manifest)
     return _final_state(manifest, options.max_errors, run.errors_left)
 

@@ -192,6 +192,9 @@ class ReportOptions(Options):
     report_rows: Annotated[int, Field(ge=0)] = option(
         100, "Rows that the run's report shows, with their tokens; 0 for none, as for data that must not leave."
     )
+    page_rows: Annotated[int, Field(ge=0)] = option(
+        0, "Of the report's rows, how many of the least sure the run's page in Prefect shows, with their tokens."
+    )
 
 
 class PublishOptions(Options):

@@ -7,6 +7,7 @@ Imported by tests, and by the processes that some of them start. Knows the packa
 import copy
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from attnlstm.engines import Scores
 from attnlstm.network import AttentionLSTM
 from storage.locations import Location
 from storage.output.layout import STAMP_KEY
+from storage.output.manifests import RunManifest
 from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
@@ -121,3 +123,25 @@ def set_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Tabl
         return table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
 
     return change
+
+
+def make_manifest(**others: Any) -> RunManifest:
+    """The record of a run that scored nothing and has nothing to tell. others: fields that it has otherwise."""
+    plain = RunManifest(
+        run_id="3f2a",
+        run_name="brave-fox",
+        state="completed",
+        started="2026-11-22T07:00:00+00:00",
+        ended="2026-11-22T07:00:09+00:00",
+        source="/data",
+        output="/out",
+        mode="missing",
+        checkpoint="v1",
+        checkpoint_digest="d" * 32,
+        settings={"max_tokens": None},
+        engine="torch on cpu",
+        workers=2,
+        num_up_to_date=5,
+        seconds=2.0,
+    )
+    return replace(plain, **others)

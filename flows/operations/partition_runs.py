@@ -1,19 +1,21 @@
-"""The partitions of a backfill apart from who runs them: which there are, what came of each, and of all of them.
+"""Partitions apart from who runs them: which a backfill has, what came of each and of all, and which a run has written.
 
 What a run of one partition does is what a run of classify does. Knows nothing of how many run at once.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.operations.runs import mending_rules
 from storage.errors import SourceError, StorageError
-from storage.input.partitions import Partition, PartitionRange
+from storage.input.hive import partition_folder
+from storage.input.partitions import Partition, PartitionRange, has_later, partition_span
 from storage.input.sources import refuse_nested
 from storage.locations import Location
-from storage.output.layout import Output
+from storage.output.layout import PREDICTIONS, Output
+from storage.output.manifests import RunManifest
 from storage.output.plan import Mode, plan_output
 from storage.registry.checkpoints import StoredCheckpoint
 
@@ -99,3 +101,45 @@ def ending_of(runs: Sequence[PartitionRun]) -> Ending:
         first = f"First: {failed[0].partition}: {failed[0].message}"
         return Ending(False, f"{summary}, {len(failed)} failed. {first}", table)
     return Ending(True, f"{summary}.", table)
+
+
+@dataclass(frozen=True)
+class WrittenPartition:
+    """A partition that a run has scored or scored again, as far as it had to. name: "" for what lies in none.
+
+    rows, errors: of what the run scored of it. begins: the first moment of the day, month or hour that it is of, ISO
+    8601; "" if it is of none. is_newest: whether no partition of the output is of a later one.
+    """
+
+    name: str
+    rows: int
+    errors: int
+    begins: str
+    is_newest: bool
+
+
+def written_partitions(
+    root: Location, manifest: RunManifest, tolerates: Callable[[int, int], bool]
+) -> tuple[WrittenPartition, ...]:
+    """The partitions in which a run wrote something and nothing failed, by name.
+
+    root: the output. tolerates: of rows without a prediction and rows in all, whether these are few enough.
+    """
+    failed = {partition_folder(failure.name) for failure in manifest.failures}
+    rows: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for shard in manifest.shards:
+        name = partition_folder(shard.name)
+        rows[name] += shard.num_rows
+        errors[name] += sum(shard.errors.values())
+    spans = {name: partition_span(name) for name in rows}
+    last = max((span for span in spans.values() if span is not None), key=lambda span: span.first, default=None)
+    is_last_newest = last is None or not has_later(root / PREDICTIONS, last)
+    written = []
+    for name in sorted(rows.keys() - failed):
+        if tolerates(errors[name], rows[name]):
+            span = spans[name]
+            is_newest = span is None or (last is not None and span.first == last.first and is_last_newest)
+            begins = span.first.isoformat() if span else ""
+            written.append(WrittenPartition(name, rows[name], errors[name], begins, is_newest))
+    return tuple(written)

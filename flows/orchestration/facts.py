@@ -71,7 +71,7 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
         facts["note"] = "; ".join(manifest.notes)
     places = {"source": manifest.source, "output": manifest.output, "manifest": manifest_place(manifest)}
     if manifest.report:
-        places["report"] = f"{manifest.output}/{manifest.report}"
+        places["report"] = report_place(manifest)
     return facts | {"checkpoint": manifest.checkpoint} | places
 
 
@@ -85,6 +85,11 @@ def describe_passed_over(passed_over: Sequence[PassedOver], number: int) -> str:
 def manifest_place(manifest: RunManifest) -> str:
     """The path or URI at which the manifest lies."""
     return f"{manifest.output}/{manifest_path(manifest.run_id)}"
+
+
+def report_place(manifest: RunManifest) -> str:
+    """The path or URI at which the page about the run lies; "" if it has none."""
+    return f"{manifest.output}/{manifest.report}" if manifest.report else ""
 
 
 def describe_drift(record: Mapping[str, Any]) -> str:
@@ -133,6 +138,7 @@ def run_summary(manifest: RunManifest) -> dict[str, Any]:
         "failed": len(manifest.failures),
         "passed_over": manifest.num_passed_over,
         "drifted": manifest.drift["drifted"] if manifest.drift else [],
+        "report": report_place(manifest),
     }
 
 

@@ -6,6 +6,7 @@ of them is the command line's business.
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import polars as pl
@@ -21,8 +22,11 @@ from flows.orchestration.facts import (
     first_errors,
     run_facts,
 )
+from flows.pages.figures import LEAST_SURE
 from flows.pages.page import write_page
 from flows.pages.report import Report
+from flows.pages.rows import Row
+from flows.pages.shading import Piece
 from storage.errors import first_line
 from storage.locations import Location, as_uri
 from storage.output.manifests import RunManifest
@@ -35,13 +39,18 @@ _OTHER_SECTIONS = {"result", "not scored", "errors", "first errors", "prediction
 _COUNTED_FROM = "Rows are counted from 0, in the input file."
 
 
-def leave_page(make: Callable[[], Report], place: Location, key: str) -> str:
+def leave_page(make: Callable[[], Report], place: Location, key: str, num_rows: int = 0) -> str:
     """Write the page about a run in its place and link to it on Prefect's page; why that failed, "" if it did not.
 
+    num_rows: how many of its least sure rows Prefect's page shows as well.
     What was scored is scored, whatever becomes of a page about it: so no error of its making fails the run.
     """
     try:
-        write_page(make(), place)
+        report = make()
+        write_page(report, place)
+        if rows := [row for row in report.rows if LEAST_SURE in row.why][:num_rows]:
+            description = "The least sure rows; what is attended to most is marked"
+            create_markdown_artifact(rows_in_markdown(rows), key=f"{key}-rows", description=description)
     except (Exception, pl.exceptions.PanicException) as error:
         get_run_logger().warning("No report was made of this run", exc_info=error)
         return f"no report was made: {type(error).__name__}: {first_line(error)}"
@@ -80,6 +89,37 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def rows_in_markdown(rows: Sequence[Row]) -> str:
+    """Rows with their tokens, those that are attended to marked. Whatever they hold is shown and does nothing."""
+    return "\n\n".join(map(_row_in_markdown, rows)) + "\n"
+
+
+def _row_in_markdown(row: Row) -> str:
+    score = "" if row.score is None else f", {row.score:.1%}"
+    label = "" if row.label is None else f", labelled {row.label}"
+    heading = f"**{_inert(row.file)}, row {row.row:,}**: {_inert(f'{row.prediction}{score}{label}')}"
+    if row.tokens is None:
+        return f"{heading}<br>{_inert(row.note)}"
+    lines = []
+    for gap, stretch in zip_longest(row.tokens.gaps, row.tokens.stretches, fillvalue=()):
+        if gap:
+            lines.append(f"... {gap:,} more tokens ...")
+        for line in stretch or ():
+            sides = (line.pieces, line.ascii) if line.ascii else (line.pieces,)
+            between = "" if row.tokens.kind == "text" else " "
+            lines.append("&#32;&#32;".join(between.join(map(_marked, side)) for side in sides))
+    return "<br>".join([heading, *lines])
+
+
+def _marked(piece: Piece) -> str:
+    return f"<mark>{_inert(piece.text)}</mark>" if piece.level else _inert(piece.text)
+
+
+def _inert(text: str) -> str:
+    """Text that neither Markdown nor HTML finds anything in: all but letters and digits by number."""
+    return "".join(char if char.isalnum() and char.isascii() else f"&#{ord(char)};" for char in text)
 
 
 def _log(manifest: RunManifest) -> None:

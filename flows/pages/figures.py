@@ -29,6 +29,9 @@ NUM_BINS = 20
 OTHER = "any other"
 """In place of labels that are no class of any checkpoint."""
 
+LEAST_SURE = "least sure"
+"""Why a row with one of the lowest scores is worth a look."""
+
 _LONGEST_TEXT = 1000  # characters of an error or a label that are kept apart
 _MOST_SALTS = 4
 _MULTIPLIER = 0x9E3779B97F4A7C15  # Knuth's, for hashes of 64 bits, of which the upper 31 leave room for a row
@@ -298,7 +301,7 @@ def _picked(picked: Sequence[pl.DataFrame], num_picks: int) -> dict[str, list[in
     found = {
         "error": _places(errors.sort("error")),
         "wrong": wrong["place"].to_list(),
-        "least sure": least["place"].to_list(),
+        LEAST_SURE: least["place"].to_list(),
         "most sure": most["place"].to_list(),
         "of its class": _places(classes.sort("prediction")),
     }

@@ -20,6 +20,16 @@ def partition_values(relative: str) -> dict[str, str | None]:
     return {unescaped(key): None if value == _NULL else unescaped(value) for key, _, value in parts}
 
 
+def partition_folder(relative: str) -> str:
+    """The folders of a file's relative name down to its last partition: `date=2026-11-01/part-0.parquet` gives
+    `date=2026-11-01`; "" if it lies in none.
+    """
+    folders = relative.split("/")[:-1]
+    while folders and not _PARTITION.fullmatch(folders[-1]):
+        folders.pop()
+    return "/".join(folders)
+
+
 def unescaped(text: str) -> str:
     """A name or value without its escapes, unless what they stand for is not UTF-8: several would become the same."""
     try:

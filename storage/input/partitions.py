@@ -8,20 +8,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
-from storage.errors import SourceError
-from storage.input.dates import read_span
+import pyarrow.fs as pafs
+
+from storage.errors import SourceError, did_you_mean
+from storage.input.dates import Span, read_span
 from storage.input.hive import partition_values
 from storage.input.sources import find_source
-from storage.locations import below
+from storage.locations import Location, below
 
 WINDOW_PATTERN = r"^[1-9][0-9]*[dw]$"
 """A number of days or weeks, such as 90d or 12w."""
 
 # The partitions that are one date together, where none is called `date`.
 _DATE_PARTS = ("year", "month", "day")
+# Of a column with any other name, too little to take it for a date.
+_YEAR = re.compile(r"\d{4}")
 
 Ends = tuple[Any, Any]
 """The least and the greatest of what a value stands for: a day has all of its hours."""
@@ -77,8 +81,13 @@ class PartitionRange:
             there = ", ".join(sorted(seen)) or "none"
             raise SourceError(
                 f"The source {found.root / found.scope} has no partition column {missing[0]!r} (its partition columns: "
-                f"{there}). Partitions are folders such as {missing[0]}=2026-11-01."
+                f"{there}).{did_you_mean(missing[0], seen)} Partitions are folders such as {missing[0]}=2026-11-01."
             )
+        for column, wanted in self.where:
+            there_are = {value for _, values in named if (value := values.get(column)) is not None}
+            if wanted not in there_are:
+                guess = did_you_mean(wanted, there_are)
+                raise SourceError(f"No partition of {found.root / found.scope} has {column}={wanted}.{guess}")
         folders: dict[str, str | None] = {}
         for relative, values in named:
             if columns <= values.keys():
@@ -224,6 +233,42 @@ class DateRange:
             f"{file}: the partition {self.partition}={text} is no date (such as 2026-11-01). "
             "Name the partition that holds the date."
         )
+
+
+def partition_span(name: str) -> Span | None:
+    """The time that a partition such as `region=eu/date=2026-11-01/hour=5` is of; None if no column of it is a date.
+
+    That is its `date`, or `year`, `month` and `day`, else the first column that reads as a date, and its `hour`.
+    """
+    values = partition_values(f"{name}/")
+    parts = _columns("date", values.keys())
+    if not set(parts) <= values.keys():
+        dated = (key for key, value in values.items() if value and not _YEAR.fullmatch(value) and read_span(value))
+        parts = tuple(islice(dated, 1))
+    if not parts:
+        return None
+    text = _joined((*parts, "hour") if "hour" in values else parts, values)
+    return read_span(text) if text else None
+
+
+def has_later(folder: Location, than: Span) -> bool:
+    """Whether a partition below the folder begins later. Lists only folders in which there may be one."""
+
+    def look(place: Location) -> bool:
+        selector = pafs.FileSelector(place.path, allow_not_found=True)
+        for info in place.filesystem.get_file_info(selector):
+            if info.type != pafs.FileType.Directory:
+                continue
+            span = partition_span(folder.relative(info.path))
+            inner = Location(place.filesystem, info.path)
+            if span is not None and span.first > than.first:
+                if any(each.is_file for each in inner.walk()):
+                    return True
+            elif (span is None or span.end > than.first) and look(inner):
+                return True
+        return False
+
+    return look(folder)
 
 
 def _columns(column: str, there: Collection[str]) -> tuple[str, ...]:

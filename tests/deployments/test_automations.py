@@ -1,9 +1,12 @@
 """deployments/automations.yaml: nothing in it is ignored, it is applied once only, and it does what it says."""
 
+import re
 import runpy
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import StringIO
 from pathlib import Path
@@ -14,13 +17,17 @@ import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.events import emit_event
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events import DeploymentEventTrigger, emit_event
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.flows import flow
 from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Failed, Running
 
+from builders import make_manifest
+from flows.operations.partition_runs import WrittenPartition
+from flows.orchestration.events import emit_partitions, tags_of_parent
 from servers import wait_until
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
@@ -181,3 +188,67 @@ def test_a_run_that_falls_silent_is_crashed_and_that_is_said(applied: list[str],
     message = given["actions"][0]["message"]
     assert any(f"{silent.name}: Crashed: {message}" in text for text in webhook), webhook
     assert any(f"{ended.name}: Failed: a file can't be read" in text for text in webhook), webhook
+
+
+def _write(output: str, *tags: str, day: int, is_newest: bool) -> None:
+    """Tell of a partition as a run with these tags does."""
+    written = WrittenPartition(f"date=2026-11-{day:02d}", 13, 7, "", is_newest)
+    token = tags_of_parent.set(tags)
+    emit_partitions(make_manifest(output=output), [written])
+    tags_of_parent.reset(token)
+
+
+@pytest.mark.slow
+def test_an_output_to_which_nothing_newer_is_written_is_told_of_though_old_days_are(
+    applied: list[str], webhook: list[str]
+) -> None:
+    behind, fresh, of_nobody = (f"/{uuid4()}" for _ in range(3))
+    with get_client(sync_client=True) as client:
+        (real,) = client.read_automations_by_name("attnlstm-notify-nothing-newer")
+        assert isinstance(real.trigger, EventTrigger)
+        trigger = real.trigger.model_copy(update={"within": timedelta(seconds=10)})
+        hurried = client.create_automation(
+            AutomationCore(name="hurried-freshness", trigger=trigger, actions=real.actions)
+        )
+        try:
+            for output, tags in ((behind, ["attnlstm"]), (fresh, ["attnlstm"]), (of_nobody, [])):
+                _write(output, *tags, day=2, is_newest=True)
+
+            def is_told() -> bool:
+                _write(behind, "attnlstm", day=1, is_newest=False)
+                _write(fresh, "attnlstm", day=3, is_newest=True)
+                time.sleep(1)
+                return any(behind in text for text in webhook)
+
+            wait_until(is_told, _PATIENCE_S)
+        finally:
+            client.delete_automation(hurried)
+
+    (told,) = [text for text in webhook if behind in text]
+    assert "Nothing newer than date=2026-11-02 for 26 hours" in told
+    assert [text for text in webhook if fresh in text or of_nobody in text] == []
+
+
+@pytest.mark.slow
+def test_the_trigger_of_the_readme_starts_another_deployment_with_the_partition_that_was_written(
+    prefect_server: str,
+) -> None:
+    shown = re.search(r"```yaml\n(triggers:.*?)```", (DEPLOYMENTS / "README.md").read_text("utf-8"), re.DOTALL)
+    assert shown is not None
+    (given,) = yaml.safe_load(shown[1])["triggers"]
+    output = f"/{uuid4()}"
+    given["match"]["prefect.resource.id"] = f"attnlstm.output.{output}"
+    trigger = DeploymentEventTrigger.model_validate(given)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(never_called), name="neighbour")
+        trigger.set_deployment_id(deployment)
+        automation = client.create_automation(trigger.as_automation())
+        try:
+            wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+            _write(output, day=2, is_newest=True)
+            wait_until(lambda: bool(client.read_flow_runs(deployment_filter=wanted)), _PATIENCE_S)
+            (run,) = client.read_flow_runs(deployment_filter=wanted)
+        finally:
+            client.delete_automation(automation)
+            client.delete_deployment(deployment)
+    assert run.parameters == {"partition": "date=2026-11-02"}

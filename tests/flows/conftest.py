@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from prefect import State
+from prefect import State, get_client
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from builders import make_champion, save_checkpoint
+from builders import make_champion, make_manifest, save_checkpoint
 from flows.classify import classify
 from flows.cli import app as cli
 from flows.retrain import retrain
+from servers import wait_until
 from storage.locations import Location
 from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, read_manifest
 
@@ -157,6 +159,27 @@ def scored(trained: Trained, dataset: Path, tmp_path_factory: pytest.TempPathFac
     return Scored(state, output)
 
 
+@pytest.fixture(scope="session")
+def events_of(prefect_server: str) -> Callable[[str], list[Any]]:
+    """events_of(run_id): what a classify run that is over has emitted, of ours and about assets, in order."""
+
+    def read(run_id: str) -> list[Any]:
+        run = f"prefect.flow-run.{run_id}"
+        names = EventNameFilter(prefix=["attnlstm.", "prefect.asset."])
+        wanted = EventFilter(event=names, related=EventRelatedFilter(id=[run]))
+        with get_client(sync_client=True) as client:
+            found: list[Any] = []
+
+            def is_over() -> bool:  # the event about the run is the last one
+                found[:] = client.read_events(wanted, limit=50).events
+                return any(event.event.startswith("attnlstm.run.") for event in found)
+
+            wait_until(is_over, 30)
+        return sorted(found, key=lambda event: event.occurred)
+
+    return read
+
+
 @pytest.fixture
 def output_copy(scored: Scored, tmp_path: Path) -> Path:
     """The scored output, to be changed at will."""
@@ -224,23 +247,7 @@ def attnlstm(
 @pytest.fixture(scope="session")
 def plain_manifest() -> RunManifest:
     """The record of a run that scored nothing and has nothing to tell. Tests replace what they are about."""
-    return RunManifest(
-        run_id="3f2a",
-        run_name="brave-fox",
-        state="completed",
-        started="2026-11-22T07:00:00+00:00",
-        ended="2026-11-22T07:00:09+00:00",
-        source="/data",
-        output="/out",
-        mode="missing",
-        checkpoint="v1",
-        checkpoint_digest="d" * 32,
-        settings={"max_tokens": None},
-        engine="torch on cpu",
-        workers=2,
-        num_up_to_date=5,
-        seconds=2.0,
-    )
+    return make_manifest()
 
 
 @pytest.fixture(scope="session")

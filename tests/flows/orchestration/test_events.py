@@ -93,6 +93,7 @@ def test_run_that_completed_tells_of_its_output_and_what_it_counted(
         "evaluation": {"accuracy": 0.75},
         "drifted": ["tokens"],
         "passed_over": 0,
+        "report": "",
     }
 
 

@@ -1,14 +1,18 @@
 """What Prefect shows of a classify run: the report and its tables as values, and what arrives of them on a page."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows.orchestration.report import drift_rows, publish_report, run_report, shard_rows
+from flows.orchestration.report import drift_rows, publish_report, rows_in_markdown, run_report, shard_rows
+from flows.pages.rows import Row
+from flows.pages.shading import shade
 from storage.output.manifests import FailureRecord, RunManifest
 
 
@@ -102,3 +106,19 @@ def test_page_and_log_of_a_run_without_work_warn_of_nothing(
 ) -> None:
     assert sorted(_publish(plain_manifest)) == ["classify-output", "classify-report"]
     assert {level for level, _ in _logged(caplog)} == {"INFO"}
+
+
+def test_rows_in_markdown_are_marked_where_they_are_attended_to_and_do_nothing() -> None:
+    hostile = "<script>alert(1)</script> [x](http://y) `|*_\n"
+    tokens = shade(hostile.encode(), np.eye(1, len(hostile)).ravel())
+    plain = Row(hostile, 7, "id", ("least sure",), hostile, 0.25, None, None, (), tokens, "", False)
+    unread = replace(plain, tokens=None, note="the source can't be read from here")
+    binary = replace(plain, tokens=shade(b"\0\1AB", np.array([0, 0, 1.0, 0])))
+
+    text = rows_in_markdown([plain, unread, binary])
+
+    assert set(re.findall("<[^>]*>", text)) == {"<mark>", "</mark>", "<br>"}
+    assert not set("[]`|_") & set(text)
+    assert "<mark>&#60;</mark>script&#62;" in text
+    assert "the&#32;source&#32;can&#39;t" in text
+    assert "00&#32;01 <mark>41</mark> 42&#32;&#32;&#183;&#183; <mark>A</mark> B" in text

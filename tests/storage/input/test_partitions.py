@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from storage.errors import SourceError
-from storage.input.partitions import DateRange, PartitionRange
+from storage.input.hive import partition_folder
+from storage.input.partitions import DateRange, PartitionRange, has_later, partition_span
 from storage.input.sources import find_source
+from storage.locations import Location
 
 
 @pytest.fixture
@@ -43,6 +45,17 @@ def test_days_of_the_range_are_in_order_and_those_without_input_are_told(folder:
 def test_a_condition_on_another_column_narrows_the_folders(folder: Path) -> None:
     found = PartitionRange(start="2026-11-01", end="2026-11-05", where=(("region", "us"),)).find(str(folder))
     assert [each.name for each in found] == ["date=2026-11-01/region=us", "date=2026-11-05/region=us"]
+
+
+@pytest.mark.parametrize(
+    ("column", "where", "guess"),
+    [("dat", (), "'date'"), ("date", (("regoin", "us"),), "'region'"), ("date", (("region", "uss"),), "'us'")],
+)
+def test_a_column_or_a_value_that_is_not_there_is_guessed(
+    column: str, where: tuple[tuple[str, str], ...], guess: str, folder: Path
+) -> None:
+    with pytest.raises(SourceError, match=f"Did you mean {guess}"):
+        PartitionRange(column, where=where).find(str(folder))
 
 
 def test_a_range_may_be_open(folder: Path) -> None:
@@ -261,3 +274,52 @@ def test_source_without_dates_is_refused(dates: DateRange, files: list[str], mes
 def test_window_of_another_form_is_refused(window: str) -> None:
     with pytest.raises(ValueError, match="window must be a number of days or weeks, such as 90d or 12w, not"):
         DateRange(window=window)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("region=eu/date=2026-11-01", "2026-11-01T00:00:00"),
+        ("date=2026-11-01/hour=5", "2026-11-01T05:00:00"),
+        ("year=2026/month=2/day=9/hour=23", "2026-02-09T23:00:00"),
+        ("year=2026/month=2", "2026-02-01T00:00:00"),
+        ("shop=2026/ds=20261101", "2026-11-01T00:00:00"),
+        ("date=__HIVE_DEFAULT_PARTITION__", None),
+        ("region=eu", None),
+        ("", None),
+    ],
+)
+def test_time_that_a_partition_is_of_is_read_from_its_columns(name: str, first: str | None) -> None:
+    span = partition_span(name)
+    assert (span and span.first.isoformat()) == first
+
+
+def test_partition_of_a_file_goes_down_to_its_last_partition_column() -> None:
+    files = ("eu/date=2026-11-01/new/part.parquet", "date=2026-11-01/hour=5/a=b.parquet", "new/part.parquet")
+    assert [partition_folder(file) for file in files] == ["eu/date=2026-11-01", "date=2026-11-01/hour=5", ""]
+
+
+@pytest.mark.parametrize(
+    ("there", "than", "is_later"),
+    [
+        ("date=2026-11-01 date=2026-11-03", "date=2026-11-02", True),
+        ("date=2026-11-01 date=2026-11-03", "date=2026-11-03", False),
+        ("region=eu/date=2026-11-01 region=us/date=2026-11-03", "region=eu/date=2026-11-02", True),
+        ("year=2025/month=12/day=31 year=2026/month=11/day=05", "year=2026/month=11/day=04", True),
+        ("year=2025/month=12/day=31 year=2026/month=11/day=05", "year=2026/month=11/day=05", False),
+        ("date=2026-11-03/hour=4 date=2026-11-03/hour=11", "date=2026-11-03/hour=5", True),
+        ("region=eu plain", "date=2026-11-02", False),
+    ],
+)
+def test_later_partition_is_found_wherever_it_lies(there: str, than: str, is_later: bool, tmp_path: Path) -> None:
+    _make(tmp_path / "data", *there.split())
+    (tmp_path / "data" / "date=2099-01-01").mkdir()  # empty, as when its files were removed
+    span = partition_span(than)
+    assert span is not None
+    assert has_later(Location.parse(tmp_path / "data"), span) is is_later
+
+
+def test_nothing_is_later_where_there_is_no_folder(tmp_path: Path) -> None:
+    span = partition_span("date=2026-11-01")
+    assert span is not None
+    assert not has_later(Location.parse(tmp_path / "nowhere"), span)
