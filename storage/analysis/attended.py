@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.analysis.inputs import Inputs
-from storage.errors import FileError, OutputError, first_line
+from storage.errors import FileError, OutputError, did_you_mean, first_line
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRules, decode_tokens, holds_bytes
@@ -77,7 +77,8 @@ def attended_ngrams(
     known = class_names(output)
     if name not in known:
         more = f" and {len(known) - _MOST_NAMED:,} more" if len(known) > _MOST_NAMED else ""
-        raise OutputError(f"The output has no class {name!r}; it has {', '.join(known[:_MOST_NAMED])}{more}.")
+        guess = did_you_mean(name, known)
+        raise OutputError(f"The output has no class {name!r}; it has {', '.join(known[:_MOST_NAMED])}{more}.{guess}")
     inputs = Inputs.of(existing, source)
     missing = dict(inputs.missing)
     counts, num_rows, are_bytes = _Counts(length), 0, False

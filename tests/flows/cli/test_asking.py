@@ -48,5 +48,5 @@ def test_ngrams_of_a_class_are_shown_as_text_and_hex(attnlstm: Run, scored: Any)
     unknown = attnlstm("tokens", str(scored.output), "--class", "digit")
     assert (unknown.code, unknown.err) == (
         1,
-        "Error: The output has no class 'digit'; it has digits, high, letters.\n",
+        "Error: The output has no class 'digit'; it has digits, high, letters. Did you mean 'digits'?\n",
     )

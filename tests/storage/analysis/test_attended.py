@@ -114,7 +114,9 @@ def test_what_is_missing_is_said(data: Path, tmp_path: Path, put: Callable[..., 
     with pytest.raises(SourceError, match=r"^Nothing of the input below .*data can be read .* a\.parquet: it is not"):
         attended_ngrams(output, name)
     assert attended_ngrams(output, name, source=str(tmp_path / "moved")) == found
-    with pytest.raises(OutputError, match=r"^The output has no class 'evn'; it has even, odd, third\.$"):
+    with pytest.raises(
+        OutputError, match=r"^The output has no class 'evn'; it has even, odd, third\. Did you mean 'even'\?$"
+    ):
         attended_ngrams(output, "evn")
     with pytest.raises(OutputError, match=r"it was made with --save-attention none\.$"):
         attended_ngrams(scored(tmp_path / "moved", tmp_path / "bare", score, "none"), name)
