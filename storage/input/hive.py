@@ -55,6 +55,8 @@ def hidden_part(relative: str) -> str | None:
     parts = relative.split("/")
     for number, part in enumerate(parts, start=1):
         is_folder = number < len(parts)
+        if part in (".", ".."):  # of an object's key: no path leads there, which is said of the file
+            continue
         if part.startswith(".") or (part.startswith("_") and not (is_folder and "=" in part)):
             return "/".join(parts[:number])
     return None

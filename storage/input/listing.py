@@ -59,9 +59,11 @@ def list_folder(place: Location, *, follow_again: bool) -> Listing:
 
 
 def _object(name: str, num_bytes: int) -> Entry:
-    """An entry of an object store. Of a key with `//` the name keeps both, so that it is no other object's."""
-    unnamed = "" in name.split("/")
-    problem = "its key has // in it, so no path leads to it; give the object another key" if unnamed else None
+    """An entry of an object store. Of a key with `//` or `..` the name keeps them, so that it is no other object's."""
+    odd = next((odd for odd in ("", ".", "..") if odd in name.split("/")), None)
+    problem = None
+    if odd is not None:
+        problem = f"its key has /{odd}/ in it, so no path leads to it; give the object another key"
     return Entry(name, num_bytes, problem=problem)
 
 

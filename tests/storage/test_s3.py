@@ -183,7 +183,7 @@ def test_any_name_in_a_bucket_is_found_by_the_uri_of_its_folder(s3: Callable[[st
         find_source(s3("data"))
 
 
-def test_key_with_an_empty_part_fails_by_its_name_and_is_not_taken_for_another(s3: Callable[[str], str]) -> None:
+def test_key_that_is_no_path_fails_by_its_name_and_is_not_taken_for_another(s3: Callable[[str], str]) -> None:
     import boto3
 
     root = Location.parse(s3("data"))
@@ -191,14 +191,15 @@ def test_key_with_an_empty_part_fails_by_its_name_and_is_not_taken_for_another(s
     endpoint = re.search("endpoint_override=([^&]*)", s3(""))
     assert endpoint
     client = boto3.client("s3", endpoint_url=f"http://{endpoint[1]}", region_name="us-east-1")
-    for key in ("data//a.parquet", "data/b//a.parquet", "data/b/"):
+    for key in ("data//a.parquet", "data/b//a.parquet", "data/b/", "data/b/../c.parquet", "data/./d.parquet"):
         client.put_object(Bucket=root.path.partition("/")[0], Key=key, Body=b"")
     plan = plan_shards(find_source(s3("data")), Columns(), ShardLimits())
     assert [shard.file for shard in plan.shards] == ["a.parquet"]
-    assert [each.file for each in plan.unreadable] == ["/a.parquet", "b//a.parquet"]
-    assert {each.reason for each in plan.unreadable} == {
-        "its key has // in it, so no path leads to it; give the object another key"
-    }
+    assert [each.file for each in plan.unreadable] == ["./d.parquet", "/a.parquet", "b/../c.parquet", "b//a.parquet"]
+    assert [each.reason for each in plan.unreadable] == [
+        f"its key has {odd} in it, so no path leads to it; give the object another key"
+        for odd in ("/./", "//", "/../", "//")
+    ]
 
 
 def test_folder_is_there_as_long_as_something_is_in_it(s3: Callable[[str], str]) -> None:
