@@ -255,6 +255,7 @@ def test_commands_and_options_that_readmes_name_are_there(program: str, app: App
     assert len(commands) >= 8
     for command in commands:
         words = shlex.split(command.replace(" ID", f" {UUID(int=0)}").replace("SOURCE...", "SOURCE"), comments=True)
+        words = words[: words.index(">")] if ">" in words else words
         words = [word for word in words[words.index(program) + 1 :] if word not in ("--no-prompt", "--verbose")]
         with suppress(MissingArgumentError):  # in running text a command may be named without its arguments
             app.parse_args(words, exit_on_error=False, print_error=False)
