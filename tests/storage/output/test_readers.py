@@ -1,11 +1,13 @@
-"""Spark reads an output as other tools do: types, partitions, and rows joined by file and position."""
+"""pyarrow, pandas and Spark read an output alike: types, partitions, and rows joined by file and position."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 from storage.input.columns import Columns
@@ -13,13 +15,10 @@ from storage.input.shards import ShardLimits
 from storage.locations import Location
 from storage.output.layout import Output, OutputSettings
 
-pytest.importorskip("pyspark", reason="Spark is not installed")
-# Its client leaves its socket to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
 
 @pytest.fixture
 def spark(tmp_path: Path) -> Iterator[Any]:
+    pytest.importorskip("pyspark", reason="Spark is not installed")
     from pyspark.sql import SparkSession
 
     if shutil.which("java") is None:
@@ -32,11 +31,13 @@ def spark(tmp_path: Path) -> Iterator[Any]:
     session.stop()
 
 
-def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(
-    spark: Any, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    from pyspark.sql import functions as f
+OF_ROW = [(2, 2, None), (0, None, "no tokens"), (None, None, "tokens are null"), (3, 3, None), (1, 1, None)]
+EXPECTED = [(day, row, *OF_ROW[row]) for day in (1, 2) for row in range(5)]
+"""Day, row, number of tokens, of weights, and error."""
 
+
+def scored(folder: Path, put: Callable[..., Path], score: Callable[..., object]) -> None:
+    """An output of two partitions, in files of two rows."""
     for day in (1, 2):
         put(
             f"date=2026-11-0{day}/a.parquet",
@@ -46,7 +47,36 @@ def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(
             row_group_size=2,
         )
     settings = OutputSettings(columns=Columns(keep=("at",)), limits=ShardLimits(rows=2))
-    score(tmp_path / "data", Output(Location.parse(tmp_path / "out"), settings))
+    score(folder / "data", Output(Location.parse(folder / "out"), settings))
+
+
+def test_pandas_joins_what_pyarrow_reads_by_file_and_row(
+    tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    scored(tmp_path, put, score)
+    frames = {}
+    for part in ("predictions", "attention"):
+        dataset = ds.dataset(tmp_path / "out" / part, partitioning="hive")
+        table = dataset.to_table(columns=[*dataset.schema.names, "__filename"])
+        frames[part] = table.rename_columns({"__filename": "file"}).to_pandas(types_mapper=pd.ArrowDtype)
+        frames[part]["file"] = [str(name).rpartition(f"/{part}/")[2] for name in frames[part]["file"]]
+    joined = frames["predictions"].merge(frames["attention"].drop(columns=["id", "date"]), on=["file", "row"])
+    joined["day"] = [int(str(date)[-2:]) for date in joined["date"]]
+    joined["weights"] = joined["weights"].map(len, na_action="ignore")
+    rows = joined.sort_values(["day", "row"])[["day", "row", "num_tokens", "weights", "error"]]
+    found = [tuple(None if pd.isna(each) else each for each in row) for row in rows.itertuples(index=False)]
+    assert found == EXPECTED
+    assert str(frames["predictions"].dtypes["at"]) == "timestamp[us, tz=UTC][pyarrow]"
+
+
+# Spark's client leaves its socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(
+    spark: Any, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
+) -> None:
+    from pyspark.sql import functions as f
+
+    scored(tmp_path, put, score)
     frames = {}
     for part in ("predictions", "attention"):
         name = f.regexp_extract(f.input_file_name(), f"/{part}/(.*)$", 1)
@@ -68,7 +98,5 @@ def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(
     assert dict(frames["attention"].dtypes)["weights"] == "array<float>"
     joined = frames["predictions"].join(frames["attention"].drop("id", "date"), ["file", "row"])
     found = joined.select(f.day("date"), "row", "num_tokens", f.size("weights"), "error").collect()
-    of_row = [(2, 2, None), (0, None, "no tokens"), (None, None, "tokens are null"), (3, 3, None), (1, 1, None)]
-    expected = [(day, row, *of_row[row]) for day in (1, 2) for row in range(5)]
-    assert sorted((tuple(each) for each in found), key=lambda each: each[:2]) == expected
+    assert sorted((tuple(each) for each in found), key=lambda each: each[:2]) == EXPECTED
     assert frames["predictions"].filter("row >= 3").count() == 4
