@@ -45,8 +45,9 @@ class AdamW:
         steps = self._moments["step"]
         torch._foreach_add_(steps, 1)
         for weight_decay, numbers in self._numbers.items():
-            of_decay = [[self._moments[kind][n] for n in numbers] for kind in ("exp_avg", "exp_avg_sq", "step")]
-            first, second, counts = of_decay
+            first, second, counts = (
+                [self._moments[kind][n] for n in numbers] for kind in ("exp_avg", "exp_avg_sq", "step")
+            )
             parameters = [self._parameters[n] for n in numbers]
             torch._fused_adamw_(
                 parameters,

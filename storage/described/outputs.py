@@ -5,7 +5,7 @@ say it: those are `contracts` and `views`.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -177,7 +177,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _columns(output: Output, part: Part, folder: str) -> tuple[OutputColumn, ...]:
     place = output.root / folder
-    first = next((info.path for info in place.walk() if info.is_file and info.path.endswith(".parquet")), None)
+    first = next(_parquet_files(place), None)
     if first is None:
         raise OutputError(f"{output.root} has no {part} yet.")
     schema = read_footer(Location(place.filesystem, first)).schema
@@ -192,8 +192,8 @@ def _tokens(source: str, name: str) -> tuple[str, str] | None:
     """The column of tokens of a source, and what it holds, by its first file."""
     with suppress(FileError, OSError, pa.ArrowException):
         root = Location.parse(source)
-        for info in _parquet_files(root):
-            column = find_column(read_footer(Location(root.filesystem, info)).schema, name)
+        for path in _parquet_files(root):
+            column = find_column(read_footer(Location(root.filesystem, path)).schema, name)
             if column is None:
                 return None
             kind = _plain(column.type)
@@ -202,5 +202,5 @@ def _tokens(source: str, name: str) -> tuple[str, str] | None:
     return None
 
 
-def _parquet_files(root: Location) -> Iterable[str]:
+def _parquet_files(root: Location) -> Iterator[str]:
     return (info.path for info in root.walk() if info.is_file and info.path.endswith(".parquet"))

@@ -91,7 +91,7 @@ class FusedGradients:
         flat_weights = aligned((layout.weights.size,))
         self._weights = layout.weights.views(flat_weights) | {"all": flat_weights}
         size = self._size = padded(config.hidden_size)
-        self._table = aligned((2, layout.of_group.views(np.zeros(layout.of_group.size))["table"].shape[1], 4 * size))
+        self._table = aligned((2, 0 if len(self._tables) else config.num_embeddings, 4 * size))
         self._biases = aligned((config.num_layers, 2, 4 * size))
         self._score_weights = aligned((2 * size,))
         # One more number, which stays 0: the gradient of what makes no difference.

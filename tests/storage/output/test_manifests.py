@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from builders import make_manifest
 from storage.input.sources import PassedOver
 from storage.locations import Location
 from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, read_manifest, write_manifest
@@ -13,22 +14,9 @@ from storage.output.manifests import FailureRecord, RunManifest, ShardRecord, re
 
 @pytest.fixture
 def manifest() -> RunManifest:
-    return RunManifest(
-        run_id="3f2a",
-        run_name="brave-fox",
+    return make_manifest(
         state="Completed",
-        started="2026-11-22T07:00:00+00:00",
-        ended="2026-11-22T07:00:09+00:00",
-        source="/data",
-        output="/out",
-        mode="missing",
-        checkpoint="v1",
-        checkpoint_digest="d" * 32,
         settings={"keep": ["label"], "max_tokens": None},
-        engine="torch on cpu",
-        workers=2,
-        num_up_to_date=5,
-        seconds=2.0,
         shards=(
             ShardRecord(
                 "a.parquet",
