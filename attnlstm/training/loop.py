@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from attnlstm.config import ModelConfig, differences
 from attnlstm.engines.fused_cpu import FusedCpuEngine
 from attnlstm.engines.torch_engine import TorchEngine, resolve_device
-from attnlstm.evaluation.calibration import fit_temperature
+from attnlstm.evaluation.calibration import fit_biases, fit_temperature
 from attnlstm.network import AttentionLSTM
 from attnlstm.process import keep_freed_memory, num_cores, worker_threads
 from attnlstm.training.fused import why_not_fused
@@ -45,14 +45,18 @@ STEPS_BETWEEN_LOSSES = 50
 """Steps after which the losses are looked at. Every look makes a CUDA device wait."""
 
 
+CLASS_WEIGHTS, CLASS_BIASES = "mlp.2.weight", "mlp.2.bias"
+"""Parameters of the outputs, one for each class."""
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """The network with the best weights, in evaluation mode, on the CPU, and how they came about.
 
     epochs: one report each. best_epoch: whose weights were kept. seconds: of all of it.
     stopped_by: "epochs" (all done), "patience" or "time".
-    validation_logits: float32 (N, C) of the kept weights on the validation rows. temperature: the one to
-    calibrate the network with by these rows; its own is as it was.
+    validation_logits: float32 (N, C) of the kept weights on the validation rows. biases: float64 (C,), to add to the
+    classes' logits, and temperature, which calibrate the network by these rows; its own are as they were.
     """
 
     network: AttentionLSTM
@@ -61,7 +65,16 @@ class TrainingResult:
     seconds: float
     stopped_by: StoppedBy
     validation_logits: npt.NDArray[np.float32]
+    biases: npt.NDArray[np.float64]
     temperature: float
+
+    def calibrated(self) -> AttentionLSTM:
+        """A copy of the network with the biases, in its classifier, and the temperature."""
+        network = copy.deepcopy(self.network)
+        network.config = replace(network.config, temperature=self.temperature)
+        with torch.no_grad():
+            network.get_parameter(CLASS_BIASES).add_(torch.from_numpy(self.biases))
+        return network
 
 
 def train(
@@ -174,14 +187,19 @@ def train(
                 on_epoch(reports[-1])
     assert best is not None, "a schedule has at least one step, and so one epoch"
     network.load_state_dict(best.weights)
+    logits, counts = best.logits.numpy(), calibration_weights(repeats)
+    biases = np.zeros(config.num_classes)
+    if settings.class_weights == "none":  # otherwise they would take back the say that rare classes were given
+        biases = fit_biases(logits, validation.labels, counts)
     return TrainingResult(
         network=network.to("cpu").eval(),
         epochs=tuple(reports),
         best_epoch=_best_epoch(reports),
         seconds=schedule.seconds,
         stopped_by=stopped_by,
-        validation_logits=best.logits.numpy(),
-        temperature=fit_temperature(best.logits.numpy(), validation.labels, calibration_weights(repeats)),
+        validation_logits=logits,
+        biases=biases,
+        temperature=fit_temperature(logits + biases, validation.labels, counts),
     )
 
 
@@ -260,9 +278,6 @@ def _best_epoch(reports: list[EpochReport]) -> int:
     return max(report.epoch for report in reports if report.improved)
 
 
-_OF_CLASSES = ("mlp.2.weight", "mlp.2.bias")
-
-
 def warm_started(old: AttentionLSTM, config: ModelConfig, seed: int) -> AttentionLSTM:
     """A network of this config with `old`'s weights; of its outputs, each class gets those of the class of its name.
 
@@ -279,7 +294,7 @@ def warm_started(old: AttentionLSTM, config: ModelConfig, seed: int) -> Attentio
     here = [config.classes.index(name) for name in known]
     there = [old.config.classes.index(name) for name in known]
     weights, fresh = old.state_dict(), network.state_dict()
-    for name in _OF_CLASSES:
+    for name in (CLASS_WEIGHTS, CLASS_BIASES):
         mapped = fresh[name].clone()
         mapped[here] = weights[name][there]
         weights[name] = mapped

@@ -88,9 +88,9 @@ def cross_validate(
             train, validation, held_out = (chosen(every, part) for part in (fold.train, fold.validation, fold.held_out))
             result = train_on(train, validation, config, settings, None, snapshots, listener)
             snapshots.keep_last()
-            network = result.network
-            network.config = replace(network.config, temperature=result.temperature)
-            (found[fold.held_out],) = probabilities_of([network], rows.classes, held_out.values, held_out.offsets)
+            (found[fold.held_out],) = probabilities_of(
+                [result.calibrated()], rows.classes, held_out.values, held_out.offsets
+            )
         by_recipe[key] = found
         return found
 

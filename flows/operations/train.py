@@ -89,8 +89,7 @@ def train_checkpoint(request: TrainingRequest, registry: Registry, listener: Lis
     remove_stale_snapshots(registry)
     train, validation = (LabelledSequences(*rows.side(side)) for side in (TRAIN, VALIDATION))
     result = train_on(train, validation, config, settings, start, Snapshots(registry, digest), listener)
-    network = result.network
-    network.config = replace(network.config, temperature=result.temperature)
+    network = result.calibrated()
     training = Training(
         settings=asdict(settings),
         stopped_by=result.stopped_by,

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -28,7 +27,7 @@ from attnlstm.engines import open_engine
 from attnlstm.evaluation.faithfulness import measure as measure_faithfulness
 from attnlstm.evaluation.metrics import evaluate
 from attnlstm.process import num_cores
-from attnlstm.training.loop import TrainingResult, train
+from attnlstm.training.loop import train
 from attnlstm.training.rows import LabelledSequences
 from attnlstm.training.settings import DEFAULT, PRESETS, Preset, preset
 from storage.labelled.rows import SIDES, LabelledRows
@@ -135,10 +134,12 @@ def measure_ours(
     validation = LabelledSequences(*rows.side(VALIDATION))
     settings = chosen.settings(seed=seed, threads=threads)
     result = train(chosen.config(rows.classes), settings, LabelledSequences(*rows.side(TRAIN)), validation)
-    before = evaluate(probabilities_of(result, test, 1.0, threads), test.labels, rows.classes)
-    after = evaluate(probabilities_of(result, test, result.temperature, threads), test.labels, rows.classes)
+    score = open_engine(result.calibrated(), threads=threads).score
+    before, after = (
+        evaluate(scorer(test.values, test.offsets).probabilities, test.labels, rows.classes)
+        for scorer in (open_engine(result.network, threads=threads).score, score)
+    )
     epochs = f"{result.best_epoch} of {len(result.epochs)}"
-    score = open_engine(result.network, threads=threads).score
     faithful = measure_faithfulness(score, test.values, test.offsets, seed=0)
     return {
         **after,
@@ -147,13 +148,6 @@ def measure_ours(
         "epochs": epochs,
         "seconds": f"{result.seconds:.0f}",
     }
-
-
-def probabilities_of(
-    result: TrainingResult, test: LabelledSequences, temperature: float, threads: int
-) -> npt.NDArray[np.float32]:
-    result.network.config = replace(result.network.config, temperature=temperature)
-    return open_engine(result.network, threads=threads).score(test.values, test.offsets).probabilities
 
 
 if __name__ == "__main__":

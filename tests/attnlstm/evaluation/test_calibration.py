@@ -1,11 +1,13 @@
-"""The temperature that was there is found again, within its bounds."""
+"""The temperature and the biases that were there are found again."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from attnlstm.evaluation.calibration import fit_temperature
+from attnlstm.evaluation.calibration import fit_biases, fit_temperature
 
 
 def overconfident(temperature: float, num_rows: int = 20_011) -> tuple[np.ndarray, np.ndarray]:
@@ -63,5 +65,32 @@ def test_huge_logits_do_not_overflow() -> None:
     ],
 )
 def test_what_cannot_be_fitted_is_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit_temperature(logits, labels)
+    for fit in (fit_temperature, fit_biases):
+        with pytest.raises(ValueError, match=message):
+            fit(logits, labels)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_biases_that_were_taken_away_are_found_again(temperature: float) -> None:
+    logits, labels = overconfident(temperature)
+    taken = np.array([2.0, -1.0, 0.0, *np.zeros(logits.shape[1] - 3)]) * temperature
+    found = fit_biases(logits - taken, labels)
+    assert found - found.mean() == pytest.approx(taken - taken.mean(), abs=0.1 * temperature)
+    assert fit_temperature(logits - taken + found, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_biases_are_not_fitted_to_chance_nor_without_bound_to_a_class_without_rows() -> None:
+    logits, labels = np.zeros((300, 3), np.float32), np.tile([0, 0, 1], 100)
+    assert not fit_biases(logits[:3], labels[:3]).any()
+    first, second, third = fit_biases(logits, labels)
+    assert first > second > third > first - 10
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=strategies.data())
+def test_biases_are_finite_whatever_the_logits(data: strategies.DataObject) -> None:
+    shape = data.draw(strategies.tuples(strategies.integers(1, 9), strategies.integers(2, 5)))
+    logits = data.draw(arrays(np.float32, shape, elements=strategies.floats(-1e4, 1e4, width=32)))
+    labels = data.draw(arrays(np.int64, shape[:1], elements=strategies.integers(0, shape[1] - 1)))
+    weights = data.draw(arrays(np.float64, shape[:1], elements=strategies.floats(0.01, 1)))
+    assert np.isfinite(fit_biases(logits, labels, weights)).all()

@@ -99,22 +99,41 @@ def test_the_best_weights_are_kept_and_patience_ends_it(rows: LabelledSequences,
     np.testing.assert_array_equal(again, result.validation_logits)
 
 
-def test_the_temperature_calibrates_on_the_validation_rows(
+def test_biases_and_temperature_calibrate_on_the_validation_rows(
     rows: LabelledSequences, held_out: LabelledSequences
 ) -> None:
     result = train(CONFIG, QUICK, rows, held_out)
-    logits = torch.from_numpy(result.validation_logits)
     labels = torch.from_numpy(held_out.labels)
     assert result.temperature != 1
-    assert F.cross_entropy(logits / result.temperature, labels) <= F.cross_entropy(logits, labels)
+    assert np.abs(result.biases).max() > 0
+    calibrated = result.calibrated()
+    logits = FusedCpuEngine(calibrated).logits(held_out.values, held_out.offsets)
+    np.testing.assert_allclose(logits, result.validation_logits + result.biases, atol=1e-5)
+    losses = [
+        F.cross_entropy(torch.from_numpy(each), labels)
+        for each in (result.validation_logits, logits, logits / calibrated.config.temperature)
+    ]
+    assert losses[2] < losses[0]
+    assert losses[2] <= losses[1]
+
+
+def test_the_say_that_rare_classes_were_given_is_not_taken_back(
+    rows: LabelledSequences, held_out: LabelledSequences
+) -> None:
+    assert not train(CONFIG, replace(QUICK, class_weights="balanced"), rows, held_out).biases.any()
 
 
 def test_a_row_that_is_there_often_does_not_decide_the_temperature_alone(
     rows: LabelledSequences, held_out: LabelledSequences
 ) -> None:
+    # Some rows that no biases make right, so that there is something to calibrate.
+    some_wrong = (held_out.labels + (np.arange(len(held_out)) % 5 == 0)) % CONFIG.num_classes
+
     def temperature(copies: int) -> float:
         indices = np.append(np.arange(len(held_out)), np.zeros(copies, np.int64))
-        validation = crop(held_out, indices, int(held_out.lengths.max()), np.random.default_rng(1))
+        validation = crop(
+            replace(held_out, labels=some_wrong), indices, int(held_out.lengths.max()), np.random.default_rng(1)
+        )
         return train(CONFIG, QUICK, rows, validation).temperature
 
     assert temperature(1000) == pytest.approx(temperature(100), rel=0.02)
