@@ -94,6 +94,14 @@ def columns_of(part: Part, keep: Iterable[str], *, has_positions: bool) -> list[
     return [pair for each in pairs for pair in each]
 
 
+def free_name(wanted: str, columns: Iterable[str]) -> str:
+    """A name for one more column beside these: this one or, where one of them has it, one like it."""
+    taken = {name.casefold() for name in columns}
+    while wanted in taken:
+        wanted = f"input_{wanted}"
+    return wanted
+
+
 def with_comments(part: Part, schema: pa.Schema) -> pa.Schema:
     """The schema with the meaning of each column in its field's metadata."""
     fields = [column.with_metadata({COMMENT: describe(part, column.name).comment}) for column in schema]

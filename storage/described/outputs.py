@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from storage.described.columns import COLUMNS, KEPT, Part, describe
+from storage.described.columns import COLUMNS, KEPT, Part, describe, free_name
 from storage.errors import FileError, OutputError
 from storage.footers import read_footer
 from storage.input.columns import find_column
@@ -111,10 +111,7 @@ class DescribedOutput:
 
     def free_name(self, wanted: str) -> str:
         """A name for one more column: this one or, where a column of the predictions has it, one like it."""
-        taken = {column.name.casefold() for column in self.parts["predictions"]}
-        while wanted in taken:
-            wanted = f"input_{wanted}"
-        return wanted
+        return free_name(wanted, (column.name for column in self.parts["predictions"]))
 
 
 def describe_output(place: str) -> DescribedOutput:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from storage.described.columns import Part, columns_of
+from storage.described.columns import Part, columns_of, free_name
 
 if TYPE_CHECKING:
     from storage.output.layout import OutputSettings
@@ -48,7 +48,7 @@ FROM 'predictions/**/*.parquet' GROUP BY prediction ORDER BY num_rows DESC, pred
 ```python
 import polars as pl
 
-predictions = pl.scan_parquet("predictions/**/*.parquet", include_file_paths="file")
+predictions = pl.scan_parquet("predictions/**/*.parquet", include_file_paths="{file}")
 of_class = predictions.group_by("prediction").agg(pl.len().alias("num_rows"), pl.col("score").mean())
 print(of_class.sort("num_rows", descending=True).collect())
 ```
@@ -56,23 +56,24 @@ print(of_class.sort("num_rows", descending=True).collect())
 Which rows have no prediction, and why?
 
 ```sql
-SELECT filename, row, id, error FROM 'predictions/**/*.parquet' WHERE error IS NOT NULL ORDER BY filename, row
+SELECT {filename}, row, id, error FROM {predictions}
+WHERE error IS NOT NULL ORDER BY {filename}, row
 ```
 
 ```python
-print(predictions.filter(pl.col("error").is_not_null()).select("file", "row", "id", "error").collect())
+print(predictions.filter(pl.col("error").is_not_null()).select("{file}", "row", "id", "error").collect())
 ```
 """
 _LEAST_SURE = """
 Which rows are the least sure?
 
 ```sql
-SELECT filename, row, id, prediction, score FROM 'predictions/**/*.parquet'
-WHERE error IS NULL ORDER BY score, filename, row LIMIT 10
+SELECT {filename}, row, id, prediction, score FROM {predictions}
+WHERE error IS NULL ORDER BY score, {filename}, row LIMIT 10
 ```
 
 ```python
-sure = predictions.select("file", "row", "id", "prediction", "score").drop_nulls("score")
+sure = predictions.select("{file}", "row", "id", "prediction", "score").drop_nulls("score")
 print(sure.bottom_k(10, by="score").collect())
 ```
 """
@@ -81,18 +82,18 @@ Which token of each row is attended to most?
 
 ```sql
 SELECT file, row, prediction, {sql} AS position, list_max(weights) AS weight
-FROM (SELECT *, replace(filename, 'predictions/', '') AS file FROM 'predictions/**/*.parquet')
-JOIN (SELECT * EXCLUDE (id), replace(filename, 'attention/', '') AS file FROM 'attention/**/*.parquet')
+FROM (SELECT regexp_replace({filename}, 'predictions/', '') AS file, row, prediction, error FROM {predictions})
+JOIN (SELECT regexp_replace(filename, 'attention/', '') AS file, row, {weights} FROM 'attention/**/*.parquet')
 USING (file, row)
 WHERE error IS NULL ORDER BY file, row
 ```
 
 ```python
-attention = pl.scan_parquet("attention/**/*.parquet", include_file_paths="file")
-beside = attention.with_columns(pl.col("file").str.replace("attention/", "predictions/", literal=True)).drop("id")
-attended = predictions.join(beside, on=["file", "row"], how="inner").filter(pl.col("error").is_null())
+attention = pl.scan_parquet("attention/**/*.parquet", include_file_paths="{file}")
+beside = attention.with_columns(pl.col("{file}").str.replace("attention/", "predictions/", literal=True)).drop("id")
+attended = predictions.join(beside, on=["{file}", "row"], how="inner").filter(pl.col("error").is_null())
 position, weight = {polars}.alias("position"), pl.col("weights").list.max().alias("weight")
-print(attended.select("file", "row", "prediction", position, weight).collect())
+print(attended.select("{file}", "row", "prediction", position, weight).collect())
 ```
 """
 
@@ -102,12 +103,22 @@ def output_readme(settings: "OutputSettings", types: Mapping[str, pa.DataType]) 
     kind = settings.attention.kind
     text = _HEAD.format(version=settings.format_version, attention="" if kind == "none" else _ATTENTION)
     text += _table("predictions", settings, types)
+    names = {wanted: free_name(wanted, settings.columns.keep) for wanted in ("file", "filename")}
+    found = "'predictions/**/*.parquet'"
+    if names["filename"] != "filename":
+        found = f"read_parquet({found}, filename = '{names['filename']}')"
     if kind == "none":
-        return text + _QUERIES + _LEAST_SURE
-    sql, polars = "list_position(weights, list_max(weights)) - 1", 'pl.col("weights").list.arg_max()'
+        return text + (_QUERIES + _LEAST_SURE).format(**names, predictions=found)
+    weights, sql, polars = (
+        "weights",
+        "list_position(weights, list_max(weights)) - 1",
+        'pl.col("weights").list.arg_max()',
+    )
     if kind == "top":
-        sql, polars = "positions[1]", 'pl.col("positions").list.first()'
-    return text + _table("attention", settings, types) + _QUERIES + _MOST_ATTENDED.format(sql=sql, polars=polars)
+        weights, sql, polars = "positions, weights", "positions[1]", 'pl.col("positions").list.first()'
+    queries = _QUERIES + _MOST_ATTENDED
+    text += _table("attention", settings, types)
+    return text + queries.format(**names, predictions=found, weights=weights, sql=sql, polars=polars)
 
 
 def _table(part: Part, settings: "OutputSettings", types: Mapping[str, pa.DataType]) -> str:

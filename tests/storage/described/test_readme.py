@@ -20,9 +20,14 @@ from storage.output.plan import existing_output, plan_output
 TOKENS = [b"ab", b"", None, b"cde"]
 
 
-@pytest.mark.parametrize("saving", ["full", "top:1", "none"])
+@pytest.mark.parametrize(
+    ("saving", "kept"), [("full", "x"), ("top:1", "x"), ("none", "x"), ("full", "File"), ("top:1", "filename")]
+)
+@pytest.mark.parametrize("folders", [("d=1", "d=2"), ("predictions/b", "attention"), (".", "d=2")], ids=str)
 def test_the_page_of_a_new_output_says_its_columns_and_has_three_queries_that_run(
     saving: str,
+    kept: str,
+    folders: tuple[str, str],
     tmp_path: Path,
     data: Path,
     put: Callable[..., Path],
@@ -30,15 +35,15 @@ def test_the_page_of_a_new_output_says_its_columns_and_has_three_queries_that_ru
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    put("d=1/a.parquet", TOKENS, x=[1, 2, 3, 4])
-    put("d=2/a.parquet", TOKENS, x=[5, 6, 7, 8])
-    settings = OutputSettings(columns=Columns(keep=("x",)), attention=AttentionSaving.parse(saving))
+    for folder in folders:
+        put(f"{folder}/a.parquet", TOKENS, **{kept: [1, 2, 3, 4]})
+    settings = OutputSettings(columns=Columns(keep=(kept,)), attention=AttentionSaving.parse(saving))
     score(data, Output(Location.parse(tmp_path / "out"), settings))
     text = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in text
     for part in ("predictions", "attention"):
         section = text.partition(f"## Columns of {part}\n")[2].partition("\n## ")[0]
-        place = tmp_path / f"out/{part}/d=1/a.parquet"
+        place = tmp_path / f"out/{part}/{folders[0]}/a.parquet"
         assert re.findall(r"^\| `(\w+)` ", section, re.MULTILINE) == (pq.read_schema(place).names if section else [])
     monkeypatch.chdir(tmp_path / "out")
     queries, pieces = (
@@ -49,14 +54,21 @@ def test_the_page_of_a_new_output_says_its_columns_and_has_three_queries_that_ru
     names: dict[str, object] = {}
     for query, piece in zip(queries, pieces, strict=True):
         with duckdb.connect() as connection:
-            assert connection.sql(query).fetchall()
+            rows = connection.sql(query).fetchall()
+        assert rows
+        if query == queries[1]:
+            assert [(Path(file).parts[0], row) for file, row, *_ in rows] == [
+                ("predictions", 1),
+                ("predictions", 2),
+            ] * 2
         exec(piece, names)
         assert "shape: (0," not in capsys.readouterr().out
     if saving != "none":
         with duckdb.connect() as connection:
             found = connection.sql(queries[2]).fetchall()
         place_of = {(file, row): position for file, row, _, position, _ in found}
-        expected = {(f"d={day}/a.parquet", row): position for day in (1, 2) for row, position in ((0, 1), (3, 2))}
+        files = [(Path(folder) / "a.parquet").as_posix() for folder in folders]
+        expected = {(file, row): position for file in files for row, position in ((0, 1), (3, 2))}
         assert place_of == expected
         attended = names["attended"].select("row", names["position"]).collect()  # type: ignore[attr-defined]
         assert sorted(attended.rows()) == [(0, 1), (0, 1), (3, 2), (3, 2)]
