@@ -38,7 +38,10 @@ _REASONS = ("missing", "input changed", "with errors", "stale", UP_TO_DATE)
 
 
 class PlanCommandOptions(PlanOptions):
-    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing."""
+    """Say what classify would do with the same arguments, and why. Reads footers only; changes nothing.
+
+    Exit code 1 if no file can be read, since classify could do nothing then.
+    """
 
     as_json: PlanAsJson = option(False, "Print JSON, for scripts, with every shard.")
 
@@ -59,7 +62,7 @@ def plan(options: PlanCommandOptions) -> int:
         checkpoint=stored.version,
         mode=options.mode,
     )
-    return DONE
+    return DONE if planned.shards else FAILED
 
 
 def verify(
@@ -258,6 +261,11 @@ def show_plan(
     }
     if reasons["stale"] and mode in ("missing", "errors"):
         facts["to score"] += "; not what is stale, which --mode stale adds"
+    if unreadable and planned.shards:
+        number = counted(len(unreadable), "file")
+        facts["not scored"] = f"{number} that can't be read; classify does the rest, and ends with exit code 1"
+    elif unreadable:
+        facts["not scored"] = "no file can be read, so classify would do nothing, and end with exit code 1"
     if orphans:
         facts["orphaned"] = f"{counted(len(orphans), 'file')}, which attnlstm prune shows and removes"
     if shards:

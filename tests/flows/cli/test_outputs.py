@@ -115,7 +115,21 @@ class TestPlan:
         assert "not a whole Parquet file" in unreadable["reason"]
         assert "1 missing, 1 input changed, 2 up to date" in text
         assert "2 files, which attnlstm prune shows and removes" in text
+        assert "1 file that can't be read; classify does the rest, and ends with exit code 1" in text
         assert "unreadable  broken.parquet: not a whole Parquet file" in text
+
+    def test_input_of_which_no_file_can_be_read_fails_as_classify_would(
+        self, attnlstm: Run, untrained_registry: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "broken.parquet").write_text("not Parquet")
+
+        ended = attnlstm(
+            "plan", str(tmp_path / "broken.parquet"), str(tmp_path / "new"), "--registry", str(untrained_registry)
+        )
+
+        assert (ended.code, ended.err) == (FAILED, "")
+        assert "no file can be read, so classify would do nothing, and end with exit code 1" in ended.out
+        assert "unreadable  broken.parquet: not a whole Parquet file" in ended.out
 
     def test_stale_shards_are_told_and_scored_only_if_asked(self, look: Run, untrained: dict[str, Path]) -> None:
         other = ("--checkpoint", str(untrained["multihead"]))
