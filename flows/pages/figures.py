@@ -64,17 +64,23 @@ class PredictionsFile:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a partition: all of them, those without a prediction, and those of each predicted class."""
+    """The rows of a partition: all of them, those with an error, and those of each predicted class."""
 
     name: str
     num_rows: int
     num_errors: int
     predictions: dict[str, int]
 
+    @property
+    def num_predicted(self) -> int:
+        return sum(self.predictions.values())
+
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows whose score lies in one of NUM_BINS. num_labelled: with a label; num_right: and predicted as it says."""
+    """Rows whose score lies in one of NUM_BINS. num_labelled: with a prediction, and a label that is a class;
+    num_right: and predicted as it says.
+    """
 
     num_rows: int = 0
     scores: float = 0.0
@@ -263,7 +269,7 @@ def _by_file(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def _by_score(frame: pl.LazyFrame) -> pl.LazyFrame:
     bins = (pl.col("score") * NUM_BINS).cast(pl.Int32).clip(0, NUM_BINS - 1).alias("bin")
-    right = (pl.col("label") == pl.col("prediction")).alias("right")
+    right = pl.when(pl.col("label") != OTHER).then(pl.col("label") == pl.col("prediction")).alias("right")
     return (
         frame.filter(pl.col("score").is_not_null())
         .group_by(bins, right)

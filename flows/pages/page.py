@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from attnlstm.evaluation.faithfulness import sentence
 from flows.operations.explain import Explanation
+from flows.orchestration.facts import counted
 from flows.pages.charts import Chart, Series, spark, thinned
 from flows.pages.figures import NUM_BINS, OTHER, Figures
 from flows.pages.report import Overlay, Report, spoken_time
@@ -120,8 +121,11 @@ def _highlights(report: Report) -> list[tuple[str, str, str]]:
     found = []
     if figures and figures.files:
         found.append(("Rows", f"{figures.num_rows:,}", f"{figures.num_tokens:,} tokens"))
-        share = figures.num_errors / max(1, figures.num_rows)
-        found.append(("Without a prediction", f"{figures.num_errors:,}", _percent(share)))
+        without = figures.num_errors + figures.num_abstained
+        note = _percent(without / max(1, figures.num_rows))
+        if figures.num_abstained:
+            note += f": {figures.num_abstained:,} for a low score, {counted(figures.num_errors, 'error')}"
+        found.append(("Without a prediction", f"{without:,}", note))
         if figures.accuracy is not None:
             found.append(("Accuracy", _percent(figures.accuracy), f"on {figures.num_labelled:,} labelled rows"))
         if figures.confidence is not None:
@@ -137,10 +141,10 @@ def _highlights(report: Report) -> list[tuple[str, str, str]]:
 def _class_rows(figures: Figures) -> list[tuple[str, int, float, str, float, float]]:
     """Of each predicted class, most first: rows, share, and its share over partitions: path, least, most."""
     total = max(1, sum(figures.predictions.values()))
-    parts = [part for part in figures.parts if part.num_rows > part.num_errors]
+    parts = [part for part in figures.parts if part.num_predicted]
     rows = []
     for name, number in list(figures.predictions.items())[:_MOST_CLASSES]:
-        shares = [part.predictions.get(name, 0) / (part.num_rows - part.num_errors) for part in parts]
+        shares = [part.predictions.get(name, 0) / part.num_predicted for part in parts]
         rows.append((name, number, number / total, spark(thinned(shares, _MOST_POINTS)), min(shares), max(shares)))
     if left := list(figures.predictions.values())[_MOST_CLASSES:]:
         rows.append((f"{len(left):,} more classes", sum(left), sum(left) / total, "", 0.0, 0.0))
@@ -148,7 +152,7 @@ def _class_rows(figures: Figures) -> list[tuple[str, int, float, str, float, flo
 
 
 def _charts(figures: Figures) -> dict[str, Chart]:
-    """By name: rows and errors over partitions, scores, and how often scores are right."""
+    """By name: rows, and those without a prediction, over partitions; scores, and how often scores are right."""
     charts = {}
     parts = [part for part in figures.parts if part.name]
     if len(parts) > 1:
@@ -156,7 +160,7 @@ def _charts(figures: Figures) -> dict[str, Chart]:
         groups = [parts[i : i + step] for i in range(0, len(parts), step)]
         labels = [group[0].name if len(group) == 1 else f"{group[0].name} to {group[-1].name}" for group in groups]
         counts = [[sum(part.num_rows for part in group) for group in groups]]
-        counts.append([sum(part.num_errors for part in group) for group in groups])
+        counts.append([sum(part.num_rows - part.num_predicted for part in group) for group in groups])
         rows = [Series("rows", counts[0], "bars", muted=True), Series("without a prediction", counts[1], "bars")]
         charts["partitions"] = Chart("Rows by partition", labels, rows, x_name="partition")
     if number := sum(each.num_rows for each in figures.bins):

@@ -280,13 +280,16 @@ def _count_checks(figures: Figures, manifests: Sequence[RunManifest], *, may_abs
         where = f", first {differing[0].name}" if differing else ""
         checks.append(Check("bad", f"Counts do not add up: {total}, not as the runs recorded{where}", "counts"))
     else:
-        low = f", {abstained:,} whose score is too low for one," if may_abstain else ""
-        sums = f"{predicted:,} with a prediction{low} and {figures.num_errors:,} without"
+        sums = f"{predicted:,} with a prediction and {figures.num_errors:,} without"
+        if may_abstain:
+            low = f"{abstained:,} whose score is too low for one"
+            sums = f"{predicted:,} with a prediction, {low}, and {figures.num_errors:,} with an error"
         checks.append(Check("good", f"Counts add up: {total}, {sums}", "counts"))
     if figures.num_errors:
         share = figures.num_errors / figures.num_rows
         commonest = next(iter(figures.errors))
-        text = f"{counted(figures.num_errors, 'row')} ({share:.2%}) without a prediction, most often: {commonest}"
+        what = "with an error" if may_abstain else "without a prediction"
+        text = f"{counted(figures.num_errors, 'row')} ({share:.2%}) {what}, most often: {commonest}"
         checks.append(Check("look", text, "errors"))
     if figures.num_truncated:
         checks.append(

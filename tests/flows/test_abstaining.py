@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from attnlstm.evaluation.abstention import LADDER
 from flows.classify import classify
 from flows.orchestration.facts import run_facts, run_summary
+from flows.pages.page import render_page
 from flows.pages.report import report_output
 from storage.errors import RegistryError
 from storage.output.frames import open_predictions
@@ -47,7 +49,13 @@ def test_rows_with_low_scores_are_counted_apart_from_errors(
     report = report_output(str(run.output), str(trained.registry), 20)
     assert report.figures.num_abstained == num_abstained
     (counts,) = [check for check in report.checks if check.text.startswith("Counts add up")]
-    assert f"{len(given)} with a prediction, {num_abstained} whose score is too low for one, and 8" in counts.text
+    sums = f"{len(given)} with a prediction, {num_abstained} whose score is too low for one, and 8 with an error"
+    assert sums in counts.text
+    page = render_page(report)
+    assert f"<dd>{num_abstained + 8}<small>{(num_abstained + 8) / 420:.1%}: {num_abstained} for a low score, 8" in page
+    # Shares of a class over partitions are, as its share is, of the rows that have a prediction.
+    by_date = given.group_by("date").agg(share=(pl.col("prediction") == "digits").mean())["share"]
+    assert f'<td class="n">{by_date.min():.1%} to {by_date.max():.1%}</td>' in page
 
 
 def test_precision_is_asked_of_a_checkpoint_that_knows_its_scores(

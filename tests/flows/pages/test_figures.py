@@ -130,6 +130,7 @@ def test_files_with_other_classes_and_types_are_counted_together(write: Callable
 
     assert figures.classes == ("x", "y", "7")
     assert (figures.num_rows, figures.num_errors, figures.num_truncated) == (9, 3, 3)
+    assert (figures.num_labelled, figures.accuracy) == (4, 0.25)  # as in a run's summary, of labels that are classes
     assert figures.confusion == {("x", "x"): 1, ("x", "y"): 1, ("7", "x"): 1, ("y", "x"): 1, (OTHER, "y"): 1}
 
 
