@@ -48,7 +48,8 @@ def leave_page(make: Callable[[], Report], place: Location, key: str, num_rows: 
     try:
         report = make()
         write_page(report, place)
-        if rows := [row for row in report.rows if LEAST_SURE in row.why][:num_rows]:
+        least_sure = [row for row in report.rows if LEAST_SURE in row.why and row.score is not None]
+        if rows := sorted(least_sure, key=lambda row: row.score or 0.0)[:num_rows]:
             description = "The least sure rows; what is attended to most is marked"
             create_markdown_artifact(rows_in_markdown(rows), key=f"{key}-rows", description=description)
     except (Exception, pl.exceptions.PanicException) as error:
@@ -99,7 +100,8 @@ def rows_in_markdown(rows: Sequence[Row]) -> str:
 def _row_in_markdown(row: Row) -> str:
     score = "" if row.score is None else f", {row.score:.1%}"
     label = "" if row.label is None else f", labelled {row.label}"
-    heading = f"**{_inert(row.file)}, row {row.row:,}**: {_inert(f'{row.prediction}{score}{label}')}"
+    prediction = "no prediction" if row.prediction is None else row.prediction
+    heading = f"**{_inert(row.file)}, row {row.row:,}**: {_inert(f'{prediction}{score}{label}')}"
     if row.tokens is None:
         return f"{heading}<br>{_inert(row.note)}"
     lines = []

@@ -3,7 +3,9 @@
 All of it is read from one run, with other readers and other arithmetic than those that wrote it.
 """
 
+import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,19 +215,37 @@ def test_run_is_named_by_its_source_and_says_what_it_did(scored: Any, dataset: P
     assert scored.state.message == "420 rows in 4 shards scored, 8 with errors; 0 shards were up to date."
 
 
-def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, dataset: Path) -> None:
-    run_id = scored.state.state_details.flow_run_id
+def _artifacts(run: Any) -> dict[str, Any]:
+    """What Prefect's server has on the page of a run, by key."""
+    wanted = FlowRunFilter(id={"any_": [run.state.state_details.flow_run_id]})
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(
-            flow_run_filter=FlowRunFilter(id={"any_": [run_id]}), artifact_filter=ArtifactFilter()
-        )
-    by_key = {artifact.key: artifact for artifact in artifacts}
+        artifacts = client.read_artifacts(flow_run_filter=wanted, artifact_filter=ArtifactFilter())
+    return {str(artifact.key): artifact for artifact in artifacts}
+
+
+def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, dataset: Path) -> None:
+    by_key = _artifacts(scored)
 
     parts = ("drift", "output", "page", "progress", "report", "shards")
-    assert sorted(map(str, by_key)) == [f"classify-{part}" for part in parts]
+    assert sorted(by_key) == [f"classify-{part}" for part in parts]
     assert str(scored.output) in str(by_key["classify-output"].data)
     assert f"{scored.output}/{scored.manifest.report}" in str(by_key["classify-page"].data)
     assert by_key["classify-progress"].data == 100
     assert [row["shard"] for row in json.loads(str(by_key["classify-shards"].data))] == _names(dataset)
     assert by_key["classify-progress"].description == f"Rows scored into {scored.output}: 420 of 420"
     assert str(by_key["classify-report"].data).startswith("## 420 rows scored, 8 with errors\n")
+
+
+def test_prefect_shows_as_many_of_the_least_sure_rows_as_are_asked_for(
+    rescore: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = rescore(tmp_path / "output", page_rows=3)
+
+    page = html.unescape(str(_artifacts(run)["classify-page-rows"].data))
+    rows = storage.open_predictions(run.output).drop_nulls("score").sort("score").head(3).collect()
+    assert [paragraph.split("<br>")[0] for paragraph in page.strip().split("\n\n")] == [
+        f"**date={row['date']}/part-0.parquet, row {row['row']}**: "
+        f"{row['prediction']}, {row['score']:.1%}, labelled {row['label']}"
+        for row in rows.iter_rows(named=True)
+    ]
+    assert re.search("<mark>[^<>]+</mark>", page)

@@ -113,12 +113,14 @@ def test_rows_in_markdown_are_marked_where_they_are_attended_to_and_do_nothing()
     tokens = shade(hostile.encode(), np.eye(1, len(hostile)).ravel())
     plain = Row(hostile, 7, "id", ("least sure",), hostile, 0.25, None, None, (), tokens, "", False)
     unread = replace(plain, tokens=None, note="the source can't be read from here")
+    withheld = replace(plain, prediction=None)
     binary = replace(plain, tokens=shade(b"\0\1AB", np.array([0, 0, 1.0, 0])))
 
-    text = rows_in_markdown([plain, unread, binary])
+    text = rows_in_markdown([plain, unread, withheld, binary])
 
     assert set(re.findall("<[^>]*>", text)) == {"<mark>", "</mark>", "<br>"}
     assert not set("[]`|_") & set(text)
     assert "<mark>&#60;</mark>script&#62;" in text
     assert "the&#32;source&#32;can&#39;t" in text
+    assert "row 7**: no&#32;prediction&#44;&#32;25&#46;0&#37;" in text
     assert "00&#32;01 <mark>41</mark> 42&#32;&#32;&#183;&#183; <mark>A</mark> B" in text
