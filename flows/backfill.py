@@ -24,7 +24,6 @@ from flows.operations.partition_runs import (
     Ending,
     PartitionRun,
     ending_of,
-    find_partitions,
     plan_partition,
 )
 from flows.operations.runs import publish
@@ -61,16 +60,7 @@ def backfill(options: BackfillOptions) -> State[list[dict[str, Any]]]:
         raise ValueError(
             f"the runs of {options.fan_out} bring their own runner: leave out --runner {options.runner}, or --fan-out"
         )
-    start, end = (at_scheduled_start(value) if value else None for value in (options.start, options.end))
-    ordered = find_partitions(
-        options.source,
-        options.output,
-        options.partition,
-        start,
-        end,
-        where=options.where,
-        newest_first=options.newest_first,
-    )
+    ordered = options.partitions(at_scheduled_start)
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output, options.mode)  # what is refused is refused here, and not by every run
     if options.table:

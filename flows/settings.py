@@ -22,7 +22,7 @@ from attnlstm.evaluation.comparison import Metric
 from attnlstm.training.settings import DEFAULT, ClassWeights, PresetName
 from flows.operations.promote import PromotionRules
 from flows.operations.train import VanishedClasses
-from storage.input.partitions import WINDOW_PATTERN
+from storage.input.partitions import WINDOW_PATTERN, Partition
 from storage.labelled.source import DEFAULT_GROUP
 from storage.labelled.vocabulary import MOST_EMBEDDINGS
 from storage.locations import CREDENTIALS_PATTERN, Location
@@ -258,6 +258,21 @@ class BackfillOptions(
 
     source: Place = option(..., "Folder or URI with Hive partitions, such as date=2026-11-01.")
     output: Place = option(..., "Folder or URI for predictions, attention and manifests; the same for all partitions.")
+
+    def partitions(self, at_start: Callable[[str], str]) -> tuple[Partition, ...]:
+        """Those to go through, in order. at_start: puts in the scheduled start. Raises as `find_partitions`."""
+        from flows.operations.partition_runs import find_partitions
+
+        start, end = (at_start(value) if value else None for value in (self.start, self.end))
+        return find_partitions(
+            self.source,
+            self.output,
+            self.partition,
+            start,
+            end,
+            where=self.where,
+            newest_first=self.newest_first,
+        )
 
 
 class RetrainOptions(Options):

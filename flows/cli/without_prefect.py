@@ -15,7 +15,6 @@ from flows.operations.partition_runs import (
     Ending,
     PartitionRun,
     ending_of,
-    find_partitions,
     plan_partition,
 )
 from flows.operations.runs import PlannedRun, ScoringOutcome, name_run, plan_run
@@ -48,17 +47,7 @@ def backfill_nothing(options: BackfillOptions) -> Ending | None:
     """
     if options.fan_out or not (_may_be_up_to_date(options) or (options.dry_run and _is_plain(options))):
         return None
-    at_start = partial(fill, scheduled=datetime.now(UTC))
-    start, end = (at_start(value) if value else None for value in (options.start, options.end))
-    ordered = find_partitions(
-        options.source,
-        options.output,
-        options.partition,
-        start,
-        end,
-        where=options.where,
-        newest_first=options.newest_first,
-    )
+    ordered = options.partitions(partial(fill, scheduled=datetime.now(UTC)))
     stored = Registry.open(options.registry).load(options.checkpoint)
     output = options.open_output(options.output, options.mode)
     if options.dry_run:
