@@ -191,6 +191,19 @@ def query_of(place: str) -> tuple[str, str]:
     return address, mark + query
 
 
+def in_store_of(place: str, other: str) -> str:
+    """A recorded place as it would be typed beside `other`: by the endpoint that a URI of its kind names, if it does.
+
+    What is recorded names neither that nor who asks for it, and without it another store would be asked.
+    """
+    address, query = query_of(other)
+    scheme, _, rest = address.partition("://")
+    if "endpoint_override=" not in query or not place.startswith(f"{scheme}://"):
+        return place
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    return f"{scheme}://{user}{at}{place.partition('://')[2]}{query}"
+
+
 def as_uri(place: str) -> str:
     """For links: `place` is what `str` gives of a Location, or below it."""
     return quote(place, safe=":/") if "://" in place else Path(place).as_uri()

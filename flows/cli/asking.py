@@ -15,6 +15,7 @@ from flows.cli.printing import AsJson, Printer, printer
 from flows.orchestration.facts import counted
 from flows.pages.shading import harmless, visible
 from storage.analysis.attended import AttendedNgrams, Ngram, attended_ngrams
+from storage.locations import without_credentials
 from storage.output.plan import existing_output
 from storage.output.row_errors import ErrorRows, find_errors
 
@@ -35,7 +36,7 @@ def errors(output: str, *, rows: Annotated[int, Field(ge=0)] = 5, as_json: AsJso
 def show_errors(to: Printer, found: Sequence[ErrorRows], output: str) -> None:
     """Errors by how many rows have them, with the first of these rows."""
     num_rows = sum(each.num_rows for each in found)
-    to.record({"output": output, "rows": num_rows, "errors": [asdict(each) for each in found]})
+    to.record({"output": without_credentials(output), "rows": num_rows, "errors": [asdict(each) for each in found]})
     for each in found:
         to.say(f"{counted(each.num_rows, 'row')}: {each.reason}")
         for row in each.first:
@@ -79,7 +80,7 @@ def show_ngrams(to: Printer, found: AttendedNgrams, output: str, name: str) -> N
     ]
     to.record(
         {
-            "output": output,
+            "output": without_credentials(output),
             "class": name,
             "rows": found.num_rows,
             "ngrams": ngrams,

@@ -122,7 +122,7 @@ def report_run(
     if len(manifests) > 1:
         facts = _facts_of_output(output, newest.source, manifests)
     facts = {"run": title, "started": spoken_time(newest.started), **facts} if len(manifests) == 1 else facts
-    return _gather(title, address, output, source or _recorded_source(output), facts, names, manifests, card, num_rows)
+    return _gather(title, address, output, source or _recorded_source(address), facts, names, manifests, card, num_rows)
 
 
 def report_output(address: str, registry: str, num_rows: int) -> Report:
@@ -139,7 +139,7 @@ def report_output(address: str, registry: str, num_rows: int) -> Report:
     facts = _facts_of_output(output, source, manifests)
     card = _find_card(registry, next((each.checkpoint for each in manifests), None))
     return _gather(
-        f"output {output.root}", address, output, _recorded_source(output), facts, names, manifests, card, num_rows
+        f"output {output.root}", address, output, _recorded_source(address), facts, names, manifests, card, num_rows
     )
 
 
@@ -207,8 +207,8 @@ def _gather(
     )
 
 
-def _recorded_source(output: Output) -> Location:
-    return Location.parse(Output.recorded_source(output.root))
+def _recorded_source(address: str) -> Location:
+    return Location.parse(Output.recorded_source(address))
 
 
 def _facts_of_output(output: Output, source: str, manifests: Sequence[RunManifest]) -> dict[str, str]:

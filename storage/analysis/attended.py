@@ -79,7 +79,7 @@ def attended_ngrams(
         more = f" and {len(known) - _MOST_NAMED:,} more" if len(known) > _MOST_NAMED else ""
         guess = did_you_mean(name, known)
         raise OutputError(f"The output has no class {name!r}; it has {', '.join(known[:_MOST_NAMED])}{more}.{guess}")
-    inputs = Inputs.of(existing, source)
+    inputs = Inputs.of(existing, source or Output.recorded_source(output))
     missing = dict(inputs.missing)
     counts, num_rows, are_bytes = _Counts(length), 0, False
     for shard in inputs.shards:

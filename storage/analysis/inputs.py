@@ -29,12 +29,12 @@ class Inputs:
     missing: Mapping[str, str]
 
     @classmethod
-    def of(cls, output: Output, source: str | None = None) -> "Inputs":
-        """source: folder or URI that the input is below now, if that is not where the output says.
+    def of(cls, output: Output, source: str) -> "Inputs":
+        """source: folder or URI that the input is below now.
 
         Raises OutputError if the output has no predictions, and SourceError if nothing of its input can be read.
         """
-        root = Location.parse(source or Output.recorded_source(output.root))
+        root = Location.parse(source)
         folder = output.root / PREDICTIONS
         places = {folder.relative(place.path): place for place in output.predictions_files()}
         with ThreadPoolExecutor(FOOTER_READERS) as pool:

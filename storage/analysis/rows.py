@@ -35,7 +35,8 @@ def open_rows(output: str | os.PathLike[str], source: str | os.PathLike[str] | N
     """
     address = os.fspath(output)
     existing = existing_output(address)
-    inputs = Inputs.of(existing, None if source is None else os.fspath(source))
+    root = Output.recorded_source(address) if source is None else os.fspath(source)
+    inputs = Inputs.of(existing, root)
     for file, why in inputs.missing.items():
         raise SourceError(f"{inputs.root / file} can't be put beside its predictions: {why}.")
     has_attention = existing.settings.attention.kind != "none"
@@ -47,7 +48,6 @@ def open_rows(output: str | os.PathLike[str], source: str | os.PathLike[str] | N
     taken = {*front, *known}
     names = dict.fromkeys(name for footer in inputs.footers.values() for name in footer.schema.names)
     added = {name: _INPUT + name if name in taken else name for name in names if name not in carried}
-    root = os.fspath(source) if source is not None else Output.recorded_source(existing.root)
     beside = _input_frame(inputs, root).select(pl.col(FILE), *added).rename(added)
     beside = beside.rename({FILE: "file"}) if front else beside.drop(FILE)
     return pl.concat([made, beside], how="horizontal").select(*front, *known, *added.values())

@@ -129,14 +129,15 @@ def describe_output(place: str) -> DescribedOutput:
     parts["predictions"] += tuple(partitions)
     if output.settings.attention.kind != "none":
         parts["attention"] = _columns(output, "attention", ATTENTION) + tuple(partitions)
+    source = Output.recorded_source(place)
     return DescribedOutput(
         address=output.root.path if output.root.is_local else without_credentials(place),
         format_version=output.settings.format_version,
         has_rows=output.settings.has_rows,
         parts=parts,
         classes=class_names(place),
-        source=Output.recorded_source(output.root),
-        tokens=_tokens(Output.recorded_source(output.root), output.settings.columns.tokens),
+        source=without_credentials(source),
+        tokens=_tokens(source, output.settings.columns.tokens),
     )
 
 

@@ -28,7 +28,7 @@ from storage.input.columns import OURS, ROW, Columns
 from storage.input.shards import Shard, ShardLimits
 from storage.input.sources import OUTPUT_RECORD
 from storage.labelled.classes import says
-from storage.locations import Location
+from storage.locations import Location, in_store_of
 from storage.locks import Hold
 from storage.output.carried import Types, common_types, types_from_record, types_to_record
 from storage.registry.checkpoints import CheckpointId
@@ -257,9 +257,12 @@ class Output:
         return cls(root, settings, types=_types_in(root, record))
 
     @staticmethod
-    def recorded_source(root: Location) -> str:
-        """The root of what an output was made from, as a path or URI; "" if it is new. Raises as above."""
-        return str(_read_record(root).get("source", ""))
+    def recorded_source(output: str) -> str:
+        """The root of what the output at a path or URI was made from, as one; "" if it is new. Raises as above.
+
+        Where the output's URI names the endpoint of its store, the source's does, too.
+        """
+        return in_store_of(str(_read_record(Location.parse(output)).get("source", "")), output)
 
     def check(self, source: str) -> None:
         """Raises OutputError if the folder holds something else than what these settings make from `source`."""

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import State
 
 import flows.classify
+import storage
 from attnlstm.checkpoint import from_files
 from builders import make_champion, scored_files
 from flows.classify import classify
@@ -82,6 +84,33 @@ def test_output_is_that_of_a_local_disk(
     manifest = read_manifest(Location.parse(output), str(state.state_details.flow_run_id))
     assert manifest is not None
     assert manifest.source == str(Location.parse(source))
+
+
+def test_an_output_is_looked_at_and_asked_as_on_a_local_disk(
+    s3: Callable[[str], str], registry: str, dataset: Path, tmp_path: Path, attnlstm: Callable[..., Any]
+) -> None:
+    upload(dataset, Location.parse(s3("data")))
+    there, here = s3("out"), str(tmp_path / "out")
+    for source, output in ((s3("data"), there), (str(dataset), here)):
+        assert classify(source, output, registry=registry, return_state=True).is_completed()
+    row = ("--row", "date=2026-11-02/part-0.parquet:7", "--registry", registry)
+    for command, *words in (("errors",), ("tokens", "--class", "digits"), ("explain", *row)):
+        sources = ((s3("data"),), (str(dataset),)) if command == "explain" else ((), ())
+        on_s3, on_disk = (
+            attnlstm(command, *source, output, *words) for source, output in zip(sources, (there, here), strict=True)
+        )
+        assert (on_s3.code, on_s3.out) == (0, on_disk.out), on_s3.err
+
+    ended = attnlstm("report", there, "--registry", registry)
+    assert (ended.code, ended.err) == (0, "")
+    assert '<div class="tokens"' in (Location.parse(there) / "report.html").read_text()
+
+    ended = attnlstm("contract", there)
+    assert (ended.code, ended.err) == (0, "")
+    views = (Location.parse(there) / "contract/views.sql").read_text()
+    assert f"read_parquet('{s3('out').partition('?')[0]}/predictions/**/*.parquet'" in views
+
+    assert storage.open_rows(there).collect().equals(storage.open_rows(here).collect())
 
 
 @pytest.mark.slow

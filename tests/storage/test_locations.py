@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from storage.errors import SourceError
-from storage.locations import Location, as_uri, below, holds_credentials, without_credentials
+from storage.locations import Location, as_uri, below, holds_credentials, in_store_of, without_credentials
 
 
 @pytest.fixture
@@ -135,3 +135,17 @@ def test_write_makes_folders_and_replaces_and_a_missing_file_is_deleted_already(
     place.delete()
     place.delete()
     assert not place.is_file()
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "typed"),
+    [
+        ("s3://b/data", "s3://k:s@b/out?scheme=http&endpoint_override=h:9", "s3://k:s@b/data?scheme=http&endpoint_override=h:9"),
+        ("s3://b/data", "s3://b/out?endpoint_override=h", "s3://b/data?endpoint_override=h"),
+        ("s3://b/data", "s3://b/out?region=eu-west-1", "s3://b/data"),
+        ("/data", "s3://b/out?endpoint_override=h", "/data"),
+        ("s3://b/data", "/out", "s3://b/data"),
+    ],
+)  # fmt: skip
+def test_recorded_place_is_looked_for_at_the_endpoint_of_what_recorded_it(place: str, other: str, typed: str) -> None:
+    assert in_store_of(place, other) == typed
