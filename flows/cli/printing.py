@@ -83,7 +83,9 @@ class Terminal(Printer):
         self._errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text))
+        # What is laid out already, such as commands to be copied below each other, stays as it is.
+        is_sentence = "\n" not in text and not text.startswith(" ")
+        self._console.print(escape(self._folded(text, 0) if is_sentence else text))
 
     def complain(self, text: str) -> None:
         self._errors.print(escape(text))

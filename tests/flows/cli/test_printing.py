@@ -78,13 +78,15 @@ def test_tables_are_cut_only_where_json_has_the_rest_and_never_within_a_line() -
     assert "".join("".join(lines[1:]).split()) == path
 
 
-def test_facts_and_lists_are_folded_between_words_in_a_terminal_and_places_are_not() -> None:
+def test_what_is_said_facts_and_lists_are_folded_between_words_in_a_terminal_and_places_are_not() -> None:
     text, place = io.StringIO(), "/data/my files/" + "x" * 90
     words = " ".join(["seven"] * 30)
     to = Terminal(Console(file=text, width=80, force_terminal=True, color_system=None, soft_wrap=True))
 
     to.facts({"predictions": words, "output": place})
     to.lines([("wrong", words)], rest="problems")
+    to.say(words)
+    to.say(f"  {place}")
 
     lines = text.getvalue().splitlines()
     assert f"output       {place}" in lines
@@ -93,6 +95,8 @@ def test_facts_and_lists_are_folded_between_words_in_a_terminal_and_places_are_n
         *("predictions  seven ", "             seven ", "             seven "),
         "output       /data/",
         *("wrong  seven seven ", "       seven seven ", "       seven seven "),
+        *["seven seven seven s"] * 3,
+        "  /data/my files/xx",
     ]
     assert printed(lambda to: to.facts({"one": words * 9})) == [f"one  {words * 9}"]
 
