@@ -133,7 +133,9 @@ def _highlights(report: Report) -> list[tuple[str, str, str]]:
         if speed := report.runs[0].totals["tokens_per_second"] if report.runs else 0:
             found.append(("Tokens a second", f"{speed / 1e6:.2f} M", report.runs[0].engine.partition(",")[0]))
     elif test:
-        found += [("Test accuracy", _percent(test.accuracy), ""), ("Macro-F1", _percent(test.macro_f1), "")]
+        low_high = test.accuracy_interval  # None on a card of an earlier version
+        sure = f"{low_high[0]:.0%} to {low_high[1]:.0%}, by {test.num_rows:,} rows" if low_high else ""
+        found += [("Test accuracy", _percent(test.accuracy), sure), ("Macro-F1", _percent(test.macro_f1), "")]
         found += [("Log loss", f"{test.log_loss:.4f}", ""), ("Calibration error", f"{test.ece:.4f}", "")]
     return found
 

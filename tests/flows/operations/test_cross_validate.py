@@ -14,6 +14,7 @@ from attnlstm.evaluation.chance import FEWEST_ROWS
 from flows.cli.checkpoints import card_facts
 from flows.operations.promote import Promotion, decide_promotion
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint
+from flows.pages.report import report_retraining
 from storage.labelled.source import LabelledSource
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
@@ -87,6 +88,9 @@ def test_card_and_page_say_how_little_few_rows_show(labelled: LabelledSource, re
     words = f"few, accuracy {low:.2f} to {high:.2f} with 90% confidence"
     assert f"{test.num_rows} rows show so much: {words}." in Path(stored.location.path, "README.md").read_text()
     assert card_facts(stored.card)["test"].endswith(f"on {test.num_rows} rows: {words}")
+    record = {"outcome": "promoted", "why": "", "version": "", **dict.fromkeys(("run_name", "started", "ended"), "")}
+    checks = [check.text for check in report_retraining(record, stored.card).checks]
+    assert f"{test.num_rows} test rows: {words}" in checks
 
 
 def test_challenger_is_held_against_the_champions_recipe_on_the_same_folds(

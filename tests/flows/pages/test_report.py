@@ -163,7 +163,10 @@ def test_a_retraining_says_what_was_decided_and_why(trained: Any) -> None:
     assert report.facts["checkpoint"] == trained.version
     rejected = report_retraining(record | {"outcome": "rejected"}, registry.card(trained.version))
     assert rejected.state == "look"
-    assert registry.run_report(run_id).is_file()
+    page = registry.run_report(run_id).read_text()
+    test = registry.card(trained.version).test
+    assert "<dd>{:.1%}<small>{:.0%} to {:.0%}, by".format(test.accuracy, *test.accuracy_interval) in page
+    assert "Made by attnlstm from the checkpoint's card." in page  # and not of an output, by `attnlstm report`
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
