@@ -75,12 +75,14 @@ class LabelledSource:
         counts = num_rows_of_sides(rows)
         if missing := [name for name, count in counts.items() if not count]:
             sides = ", ".join(f"{name} {count}" for name, count in counts.items())
-            kind = "distinct rows" if rows.split_by == "content" else "groups"
+            kind = "distinct row" if rows.split_by == "content" else "group"
+            number = len(np.unique(rows.groups))
+            each = f"each of its {number} {kind}s" if number > 1 else f"its one {kind}"
             raise SourceError(
                 f"The source {self.place} has too few labelled rows to split by {rows.split_by}: {sides}. "
-                f"{' and '.join(missing).capitalize()} {'have' if len(missing) > 1 else 'has'} none: a hash takes each "
-                f"of its {len(np.unique(rows.groups))} {kind} to validation or test with a chance of a tenth each, so "
-                f"some {_ENOUGH_GROUPS} are needed. Give more of them."
+                f"{' and '.join(missing).capitalize()} {'have' if len(missing) > 1 else 'has'} none: a hash takes "
+                f"{each} to validation or test with a chance of a tenth each, so some {_ENOUGH_GROUPS} are needed. "
+                "Give more of them."
             )
         return rows
 

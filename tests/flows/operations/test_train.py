@@ -318,11 +318,24 @@ def test_card_keeps_what_drift_and_attention_are_judged_by(train: Train, dataset
     assert len(card.sample.contents) == len(card.sample.probabilities) == 16
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({}, ("content: train 3, validation 1, test 0. Test has", "each of its 4 distinct rows")),
+        ({"group": ["g"] * 4}, ("group: train 4, validation 0, test 0. Validation and test have", "its one group")),
+    ],
+    ids=["rows", "groups"],
+)
 def test_too_few_rows_to_split_are_refused_and_no_registry_is_made(
-    train: Train, registry: Registry, write: Callable[..., Path]
+    columns: dict[str, Any], told: tuple[str, str], train: Train, registry: Registry, write: Callable[..., Path]
 ) -> None:
-    source = write("rows.parquet", ["a", "b", "a", "b"])
+    source = write("rows.parquet", ["a", "b", "a", "b"], **columns)
 
-    with pytest.raises(SourceError, match=f"^The source {source} has too few labelled rows to split by content: train"):
+    with pytest.raises(SourceError) as refused:
         train(LabelledSource(str(source), min_class_rows=0))
+
+    assert str(refused.value) == (
+        f"The source {source} has too few labelled rows to split by {told[0]} none: a hash takes {told[1]} to "
+        "validation or test with a chance of a tenth each, so some 50 are needed. Give more of them."
+    )
     assert not Path(registry.root.path).exists()
