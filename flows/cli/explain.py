@@ -4,6 +4,7 @@ Which row and which checkpoint is decided here; what is said of it is for `flows
 """
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -78,7 +79,10 @@ def _of_output(source: str, output: str, row_id: str | None, row: str | None, re
     place = plan.source.root / shard.file
     table = pick_rows(place, [shard.first_row + position], [settings.columns.tokens])
     stored = Checkpoints(Registry.open(registry), None).require(stamp)
-    return Model.of(stored, max_tokens=settings.max_tokens).explain(table.column(0))
+    found = Model.of(stored, max_tokens=settings.max_tokens).explain(table.column(0))
+    made = pick_rows(plan.output.predictions(shard.name), [position], ["prediction"])
+    is_withheld = settings.abstain_below is not None and made.column(0).null_count == 1
+    return replace(found, withheld=str(settings.abstain_below)) if is_withheld else found
 
 
 def show_explanation(to: Printer, found: Explanation) -> None:
@@ -86,7 +90,7 @@ def show_explanation(to: Printer, found: Explanation) -> None:
     to.record(found.record())
     to.facts(
         {
-            "prediction": f"{found.prediction}, {found.probabilities[found.prediction]:.1%}",
+            "prediction": found.said(),
             "likeliest": ", ".join(f"{name} {share:.1%}" for name, share in found.likeliest()),
             "attended": ", ".join(
                 f"{each.token} at {each.position} ({each.weight:.1%})" for each in shown.most_attended

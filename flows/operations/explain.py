@@ -32,7 +32,8 @@ class Explanation:
     version: the checkpoint's. tokens: bytes, or ids. prediction: the name of the likeliest class. probabilities: of all
     classes, by name. weights: float32 (T,), of each token. shares: of the row's tokens that were erased. falls: how far
     the prediction's probability fell, for each share, by what was erased: the "most" attended tokens, "random" ones or
-    the "least" attended. Both are empty for a row of one token, of which nothing would be left.
+    the "least" attended. Both are empty for a row of one token, of which nothing would be left. withheld: the limit, as
+    `abstain_below` has it, for which the output gives no prediction of the row; "" if it gives one.
     """
 
     version: str
@@ -42,6 +43,12 @@ class Explanation:
     weights: npt.NDArray[np.float32]
     shares: tuple[float, ...]
     falls: dict[str, tuple[float, ...]]
+    withheld: str = ""
+
+    def said(self) -> str:
+        """The prediction with its probability, and whether the output withholds it."""
+        note = f"; the output withholds it, since it was to abstain below {self.withheld}" if self.withheld else ""
+        return f"{self.prediction}, {self.probabilities[self.prediction]:.1%}{note}"
 
     def likeliest(self, most: int = _MOST_NAMED) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities."""
@@ -67,6 +74,7 @@ class Explanation:
         return {
             "checkpoint": self.version,
             "prediction": self.prediction,
+            "withheld": self.withheld or None,
             "probabilities": self.probabilities,
             "num_tokens": len(self.weights),
             "weights": self.weights.tolist(),

@@ -22,7 +22,12 @@ from storage.registry.checkpoints import Registry
 
 @pytest.mark.parametrize("wanted", ["0.9", "precision=0.9"])
 def test_rows_with_low_scores_are_counted_apart_from_errors(
-    wanted: str, scored: Any, trained: Any, rescore: Callable[..., Any], tmp_path: Path
+    wanted: str,
+    scored: Any,
+    trained: Any,
+    rescore: Callable[..., Any],
+    attnlstm: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     run = rescore(tmp_path / "output", abstain_below=wanted)
 
@@ -51,6 +56,9 @@ def test_rows_with_low_scores_are_counted_apart_from_errors(
     (counts,) = [check for check in report.checks if check.text.startswith("Counts add up")]
     sums = f"{len(given)} with a prediction, {num_abstained} whose score is too low for one, and 8 with an error"
     assert sums in counts.text
+    withheld = after.filter(after["prediction"].is_null() & after["error"].is_null())["id"][0]
+    where = (str(manifest.source), str(run.output), "--registry", str(trained.registry), "--id", withheld)
+    assert f"; the output withholds it, since it was to abstain below {wanted}\n" in attnlstm("explain", *where).out
     page = render_page(report)
     assert f"<dd>{num_abstained + 8}<small>{(num_abstained + 8) / 420:.1%}: {num_abstained} for a low score, 8" in page
     # Shares of a class over partitions are, as its share is, of the rows that have a prediction.
