@@ -5,7 +5,8 @@ of them is the command line's business.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -26,7 +27,7 @@ from flows.pages.figures import LEAST_SURE
 from flows.pages.page import write_page
 from flows.pages.report import Report
 from flows.pages.rows import Row
-from flows.pages.shading import Piece
+from flows.pages.shading import Piece, harmless
 from storage.errors import first_line
 from storage.locations import Location, as_uri
 from storage.output.manifests import RunManifest
@@ -36,6 +37,9 @@ _MOST_FAILURES = 10
 MOST_SHARDS = 1000
 
 _OTHER_SECTIONS = {"result", "not scored", "errors", "first errors", "predictions"}
+# Characters of a line of tokens on Prefect's page, and what such a line is made of.
+_PAGE_WIDTH = 80
+_UNIT = re.compile(r"</?mark>|&#[0-9]+;|.")
 _COUNTED_FROM = "Rows are counted from 0, in the input file."
 
 
@@ -93,7 +97,11 @@ def _cell(text: str) -> str:
 
 
 def rows_in_markdown(rows: Sequence[Row]) -> str:
-    """Rows with their tokens, those that are attended to marked. Whatever they hold is shown and does nothing."""
+    """Rows with their tokens, those that are attended to marked. Whatever they hold is shown and does nothing.
+
+    Prefect's page (3.9.1) draws marks in a block of HTML, and neither marks nor characters by number in a line of
+    Markdown. Its second page, which is to be switched to, draws the block without the marks.
+    """
     return "\n\n".join(map(_row_in_markdown, rows)) + "\n"
 
 
@@ -101,9 +109,9 @@ def _row_in_markdown(row: Row) -> str:
     score = "" if row.score is None else f", {row.score:.1%}"
     label = "" if row.label is None else f", labelled {row.label}"
     prediction = "no prediction" if row.prediction is None else row.prediction
-    heading = f"**{_inert(row.file)}, row {row.row:,}**: {_inert(f'{prediction}{score}{label}')}"
+    heading = f"**{_plain(f'{row.file}, row {row.row:,}')}**: {_plain(f'{prediction}{score}{label}')}"
     if row.tokens is None:
-        return f"{heading}<br>{_inert(row.note)}"
+        return f"{heading}\n\n{_plain(row.note)}"
     lines = []
     for gap, stretch in zip_longest(row.tokens.gaps, row.tokens.stretches, fillvalue=()):
         if gap:
@@ -111,8 +119,21 @@ def _row_in_markdown(row: Row) -> str:
         for line in stretch or ():
             sides = (line.pieces, line.ascii) if line.ascii else (line.pieces,)
             between = "" if row.tokens.kind == "text" else " "
-            lines.append("&#32;&#32;".join(between.join(map(_marked, side)) for side in sides))
-    return "<br>".join([heading, *lines])
+            lines += _lines("  ".join(between.join(map(_marked, side)) for side in sides))
+    return f"{heading}\n\n<pre>{'<br>'.join(lines)}</pre>"
+
+
+def _lines(html: str) -> Iterator[str]:
+    """Marked text cut into lines that the page has room for, since it would hide what goes beyond."""
+    line, width, is_marked = "", 0, False
+    for found in _UNIT.findall(html):
+        if found.startswith("<"):
+            is_marked = found == "<mark>"
+        elif width == _PAGE_WIDTH:
+            yield line + "</mark>" * is_marked
+            line, width = "<mark>" * is_marked, 0
+        line, width = line + found, width + (not found.startswith("<"))
+    yield line
 
 
 def _marked(piece: Piece) -> str:
@@ -120,8 +141,13 @@ def _marked(piece: Piece) -> str:
 
 
 def _inert(text: str) -> str:
-    """Text that neither Markdown nor HTML finds anything in: all but letters and digits by number."""
+    """Text in which HTML finds nothing: all but letters and digits by number."""
     return "".join(char if char.isalnum() and char.isascii() else f"&#{ord(char)};" for char in text)
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown finds nothing."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", harmless(text))
 
 
 def _log(manifest: RunManifest) -> None:

@@ -3,7 +3,6 @@
 All of it is read from one run, with other readers and other arithmetic than those that wrote it.
 """
 
-import html
 import json
 import re
 from collections.abc import Callable
@@ -241,9 +240,9 @@ def test_prefect_shows_as_many_of_the_least_sure_rows_as_are_asked_for(
 ) -> None:
     run = rescore(tmp_path / "output", page_rows=3)
 
-    page = html.unescape(str(_artifacts(run)["classify-page-rows"].data))
+    page = re.sub(r"\\(.)", r"\1", str(_artifacts(run)["classify-page-rows"].data))
     rows = storage.open_predictions(run.output).drop_nulls("score").sort("score").head(3).collect()
-    assert [paragraph.split("<br>")[0] for paragraph in page.strip().split("\n\n")] == [
+    assert page.strip().split("\n\n")[::2] == [
         f"**date={row['date']}/part-0.parquet, row {row['row']}**: "
         f"{row['prediction']}, {row['score']:.1%}, labelled {row['label']}"
         for row in rows.iter_rows(named=True)

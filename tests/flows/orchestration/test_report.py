@@ -1,12 +1,13 @@
 """What Prefect shows of a classify run: the report and its tables as values, and what arrives of them on a page."""
 
 import json
-import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
@@ -108,9 +109,28 @@ def test_page_and_log_of_a_run_without_work_warn_of_nothing(
     assert {level for level, _ in _logged(caplog)} == {"INFO"}
 
 
+class _Shown(HTMLParser):
+    """What a browser makes of a piece of HTML: its tags, and the text of each line."""
+
+    def __init__(self, piece: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.lines = [""]
+        self.feed(piece)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(f"{tag} {attrs}" if attrs else tag)
+        if tag == "br":
+            self.lines.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.lines[-1] += data
+
+
 def test_rows_in_markdown_are_marked_where_they_are_attended_to_and_do_nothing() -> None:
-    hostile = "<script>alert(1)</script> [x](http://y) `|*_\n"
-    tokens = shade(hostile.encode(), np.eye(1, len(hostile)).ravel())
+    hostile = "<script>alert(1)</script> [x](http://y) www.x.de `|*_~\\ &lt;"
+    tokens = shade(hostile.encode() * 2, np.eye(1, 2 * len(hostile)).ravel())
     plain = Row(hostile, 7, "id", ("least sure",), hostile, 0.25, None, None, (), tokens, "", False)
     unread = replace(plain, tokens=None, note="the source can't be read from here")
     withheld = replace(plain, prediction=None)
@@ -118,9 +138,21 @@ def test_rows_in_markdown_are_marked_where_they_are_attended_to_and_do_nothing()
 
     text = rows_in_markdown([plain, unread, withheld, binary])
 
-    assert set(re.findall("<[^>]*>", text)) == {"<mark>", "</mark>", "<br>"}
-    assert not set("[]`|_") & set(text)
-    assert "<mark>&#60;</mark>script&#62;" in text
-    assert "the&#32;source&#32;can&#39;t" in text
-    assert "row 7**: no&#32;prediction&#44;&#32;25&#46;0&#37;" in text
-    assert "00&#32;01 <mark>41</mark> 42&#32;&#32;&#183;&#183; <mark>A</mark> B" in text
+    found = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
+    inline = [child for token in found for child in token.children or ()]
+    assert {token.type for token in found} == {"paragraph_open", "inline", "paragraph_close", "html_block"}
+    assert {child.type for child in inline} == {"strong_open", "text", "strong_close"}
+    said = ["".join(child.content for child in token.children or ()) for token in found if token.type == "inline"]
+    assert said == [
+        f"{hostile}, row 7: {hostile}, 25.0%",
+        f"{hostile}, row 7: {hostile}, 25.0%",
+        "the source can't be read from here",
+        f"{hostile}, row 7: no prediction, 25.0%",
+        f"{hostile}, row 7: {hostile}, 25.0%",
+    ]
+    shown = [_Shown(token.content) for token in found if token.type == "html_block"]
+    assert [each.tags for each in shown] == [{"pre", "br", "mark"}, {"pre", "br", "mark"}, {"pre", "mark"}]
+    assert "".join(shown[0].lines).rstrip() == hostile * 2
+    assert max(map(len, shown[0].lines)) == 80
+    assert shown[2].lines == ["00 01 41 42  \N{MIDDLE DOT}\N{MIDDLE DOT} A B\n"]
+    assert "<pre><mark>&#60;</mark>script&#62;" in text
