@@ -57,7 +57,10 @@ def exponential(x):
 
 @intrinsic
 def score_tokens(typing, states, score_weights, num_blocks, num_tokens, scores):
-    """scores[t] = states[t] . score_weights, float32; vectors of num_blocks * LANES numbers; addresses."""
+    """scores[t] = states[t] . score_weights, float32; vectors of num_blocks * LANES numbers; addresses.
+
+    Returns the highest score; of those that are NaN it knows nothing, -inf if there is no other.
+    """
 
     def emit(context, builder, signature, args):
         states, score_weights, scores = (pointer_to(builder, args[n], FLOAT) for n in (0, 1, 4))
@@ -73,14 +76,14 @@ def score_tokens(typing, states, score_weights, num_blocks, num_tokens, scores):
                 return [vectors.fma(*loaded, totals[0])]
 
             (totals,) = repeat(builder, num_blocks, [vectors.constant(0.0)], one_block)
-            builder.store(vectors.sum_of_lanes(totals), at(builder, scores, t))
-            return []
+            score = vectors.sum_of_lanes(totals)
+            builder.store(score, at(builder, scores, t))
+            return [builder.select(builder.fcmp_ordered(">", score, carried[0]), score, carried[0])]
 
-        repeat(builder, num_tokens, [], one_token)
-        return context.get_dummy_value()
+        return repeat(builder, num_tokens, [FLOAT(float("-inf"))], one_token)[0]
 
     number = types.int64
-    return types.void(number, number, number, number, number), emit
+    return types.float32(number, number, number, number, number), emit
 
 
 @intrinsic
@@ -121,7 +124,7 @@ def add_weighted(typing, states, weights, num_blocks, num_tokens, sums):
     return types.void(number, number, number, number, number), emit
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, error_model="numpy")  # whose divisions are not checked for 0, so that they are vectors
 def pool(states, score_weights, attention_weights, context):
     """Softmax attention over one row's states: its weights, and the sum of its states by weight.
 
@@ -130,13 +133,12 @@ def pool(states, score_weights, attention_weights, context):
     """
     num_blocks, num_tokens = len(score_weights) // LANES, len(attention_weights)
     weights = attention_weights.ctypes.data
-    score_tokens(states, score_weights.ctypes.data, num_blocks, num_tokens, weights)
-    highest = attention_weights[0]
-    for t in range(1, num_tokens):
-        highest = max(highest, attention_weights[t])
+    highest = np.float64(score_tokens(states, score_weights.ctypes.data, num_blocks, num_tokens, weights))
+    # Apart from their sum, which has an order, exponentials are computed as vectors.
+    for t in range(num_tokens):
+        attention_weights[t] = exponential(np.float64(attention_weights[t]) - highest)
     total = 0.0
     for t in range(num_tokens):
-        attention_weights[t] = exponential(np.float64(attention_weights[t]) - np.float64(highest))
         total += attention_weights[t]
     add_weighted(states, weights, num_blocks, num_tokens, context.ctypes.data)
     for t in range(num_tokens):
