@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.classify import classify
-from flows.operations.partition_runs import (
+from flows.operations.runs import (
     COMPLETED,
     NO_INPUT,
     NOT_STARTED,
@@ -25,8 +25,8 @@ from flows.operations.partition_runs import (
     PartitionRun,
     ending_of,
     plan_partition,
+    publish,
 )
-from flows.operations.runs import publish
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import tags_of_parent
 from flows.orchestration.progress import RunProgress

@@ -9,12 +9,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from attnlstm.process import num_cores
-from flows.operations.partition_runs import written_partitions
-from flows.operations.runs import ScoringOutcome, name_run, plan_run, publish
+from flows.operations.runs import ScoringOutcome, name_run, plan_run, publish, written_partitions
 from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoint
-from flows.orchestration.assets import materialise_output
 from flows.orchestration.credentials import refuse_stored_credentials
-from flows.orchestration.events import emit_partitions, emit_run_ended
+from flows.orchestration.events import emit_partitions, emit_run_ended, materialise_output
 from flows.orchestration.facts import counted, first_errors_in_words, run_summary
 from flows.orchestration.report import leave_page, publish_report
 from flows.orchestration.runners import check_runner, open_workers

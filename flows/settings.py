@@ -261,7 +261,7 @@ class BackfillOptions(
 
     def partitions(self, at_start: Callable[[str], str]) -> tuple[Partition, ...]:
         """Those to go through, in order. at_start: puts in the scheduled start. Raises as `find_partitions`."""
-        from flows.operations.partition_runs import find_partitions
+        from flows.operations.runs import find_partitions
 
         start, end = (at_start(value) if value else None for value in (self.start, self.end))
         return find_partitions(

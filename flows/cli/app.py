@@ -31,7 +31,7 @@ _COMMANDS = {
     "outputs:verify": "Check an output against its input, row by row.",
     "outputs:contract": "Write what other tools take: a data contract, dbt's sources, views of DuckDB.",
     "outputs:report": "Make a page about an output: what was run, whether all is well, rows to look at.",
-    "explain:explain": "Explain one row: its prediction, its tokens shaded by attention, what erasing them does.",
+    "asking:explain": "Explain one row: its prediction, its tokens shaded by attention, what erasing them does.",
     "asking:errors": "List the rows of an output without a prediction, by the reason why.",
     "asking:tokens": "Say what a class attends to over a whole output, as n-grams of tokens.",
     "outputs:prune": "Remove from an output what no input accounts for.",

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlstm.evaluation.chance import FEWEST_ROWS
-from flows.operations.train import Listener, Snapshots, config_of, train_on, training_digest
+from flows.operations.score import config_of
+from flows.operations.train import Listener, Snapshots, train_on, training_digest
 from storage.labelled.rows import SIDES, LabelledRows
 from storage.labelled.split import TEST
 from storage.registry.checkpoints import Registry, StoredCheckpoint

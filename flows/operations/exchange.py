@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.operations.measure import blank_card, make_readme, measure_network
+from flows.operations.score import network_of
 from storage.errors import RegistryError, SourceError
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
@@ -78,10 +79,9 @@ def export_checkpoint(stored: StoredCheckpoint, form: ExportFormat, out: str | N
     is called after the version. In a folder that is there, other files stay.
     Raises CheckpointError if the checkpoint can't be used, OnnxError if there is no such graph.
     """
-    from attnlstm.checkpoint import from_files
     from attnlstm.onnx_graph import TOLERANCE, checked_onnx
 
-    network = from_files(stored.files, where=str(stored.location))
+    network = network_of(stored)
     place = Location.parse(out or (f"{stored.version}.onnx" if form == "onnx" else stored.version))
     if form == "onnx":
         if place.is_folder():

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from attnlstm.checkpoint import CONFIG_FILE, from_files
+from attnlstm.checkpoint import CONFIG_FILE
 from attnlstm.engines import Device, EngineName, Precision, Scores, open_engine
 from attnlstm.process import num_cores
 from flows.operations.explain import Explanation, explained
+from flows.operations.score import network_of
 from storage.input.tokens import TokenRows, TokenRules, check_token_type, decode_tokens, holds_bytes
 from storage.labelled.classes import class_values
 from storage.locations import Location
@@ -87,7 +88,7 @@ class Model:
     @classmethod
     def of(cls, stored: StoredCheckpoint, **options: Any) -> Self:
         """Of a checkpoint's files. options: as for the class. Raises CheckpointError if they can't be used."""
-        return cls(from_files(stored.files, where=str(stored.location)), stored.version, **options)
+        return cls(network_of(stored), stored.version, **options)
 
     def __repr__(self) -> str:
         where = f"{self._engine.name} on {self._engine.device}"

@@ -18,7 +18,7 @@ Knows nothing about Prefect.
 
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +28,15 @@ from attnlstm.evaluation.comparison import Difference, Flips, Metric
 from attnlstm.evaluation.metrics import probabilities_of
 from flows.operations.cross_validate import cross_validate, has_few_held_out
 from flows.operations.measure import figures_of, how_sure
-from flows.operations.replay import replay_through_classify
-from flows.operations.train import Listener, VanishedClasses, config_of
+from flows.operations.rescore import replay_through_classify
+from flows.operations.score import config_of, network_of
+from flows.operations.train import Listener, VanishedClasses
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN
 from storage.registry.aliases import Alias
 from storage.registry.cards import Figures, Judgement
 from storage.registry.checkpoints import Registry, StoredCheckpoint
-
-if TYPE_CHECKING:
-    from attnlstm.network import AttentionLSTM
 
 Outcome = Literal["promoted", "rejected", "unchanged"]
 NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log loss"}
@@ -178,7 +176,7 @@ def compare_checkpoints(
     known = [*(config_of(champion).classes if champion else ()), *config_of(challenger).classes]
     classes = (*rows.classes, *dict.fromkeys(name for name in known if name not in rows.classes))
     values, offsets, labels = rows.side(TEST)
-    networks = [_network(each) for each in (champion, challenger) if each]
+    networks = [network_of(each) for each in (champion, challenger) if each]
     *of_champion, p_challenger = [
         _wrong_where_unscored(each, labels) for each in probabilities_of(networks, classes, values, offsets)
     ]
@@ -242,12 +240,6 @@ def _cross_validated(
     if champion and not difference(rules.metric, found.labels, found.shares, found.challenger, found.groups).low > 0:
         objections.append(f"its cross-validated {NAMES[rules.metric]} is not shown to beat {_COMMONEST}")
     return compared, objections
-
-
-def _network(stored: StoredCheckpoint) -> "AttentionLSTM":
-    from attnlstm.checkpoint import from_files
-
-    return from_files(stored.files, where=str(stored.location))
 
 
 def _wrong_where_unscored(

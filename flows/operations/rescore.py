@@ -1,24 +1,33 @@
-"""Scoring some rows of an output again, with the checkpoints that made it, and how far the results are apart.
+"""Scoring some rows again, and how far the results are apart: rows of an output by the checkpoints that made it, and
+test rows by a published checkpoint through the real classify path, before it becomes champion.
 
 Owns which rows those are, and how far apart is wrong. Knows nothing about printing. Torch is loaded once it is needed.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from flows.operations.score import LoadedCheckpoint, ScoredShard, ScoringJob, config_of, network_of, score_bundle
 from storage.errors import RegistryError
 from storage.input.columns import ATTENTION_COLUMNS
 from storage.input.shards import Shard
 from storage.input.tokens import TokenRules, decode_tokens
-from storage.output.layout import PREDICTIONS, Stamp
-from storage.output.plan import OutputPlan
+from storage.labelled.rows import LabelledRows
+from storage.labelled.split import TEST
+from storage.locations import Location
+from storage.output.layout import PREDICTIONS, Output, OutputSettings, Stamp
+from storage.output.plan import OutputPlan, plan_output
 from storage.output.side_by_side import Problem, open_attention_file, open_predictions_file, read_side_by_side
+from storage.registry.cards import Sample
 from storage.registry.checkpoints import Registry, StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -26,16 +35,10 @@ if TYPE_CHECKING:
 
 # Scored again on another machine or in other company, float32 results differ by roundings.
 _TOLERANCE = 1e-5
+# Of probabilities from training and from classify: ten times what engines differ by.
+_REPLAY_TOLERANCE = 1e-4
 # Which rows are scored again must not change from one call to the next.
 _SEED = 20_261_101
-
-
-def num_tokens_known(stored: StoredCheckpoint) -> int:
-    """How many token ids a checkpoint knows, without padding. Raises CheckpointError if its config can't be read."""
-    from attnlstm.config import ModelConfig
-
-    text = stored.files["config.json"].decode(errors="replace")
-    return ModelConfig.from_json(text, where=str(stored.location)).padding_id
 
 
 class Checkpoints:
@@ -62,7 +65,7 @@ class Checkpoints:
     def vocabularies(self, stamps: Iterable[Stamp]) -> dict[str, int]:
         """How many token ids each checkpoint knows, by digest; of those that are there."""
         found = (self.find(stamp) for stamp in stamps)
-        return {stored.digest: num_tokens_known(stored) for stored in found if stored}
+        return {stored.digest: config_of(stored).padding_id for stored in found if stored}
 
     def require(self, stamp: Stamp) -> StoredCheckpoint:
         """As `find`. Raises RegistryError if the checkpoint is not there."""
@@ -77,11 +80,9 @@ class Checkpoints:
 
     def engine(self, stamp: Stamp) -> "Engine":
         """Ready to score as the file was scored. Raises RegistryError if the checkpoint is not there."""
-        from attnlstm.checkpoint import from_files
         from attnlstm.engines import open_engine
 
-        stored = self.require(stamp)
-        return open_engine(from_files(stored.files, where=str(stored.location)))
+        return open_engine(network_of(self.require(stamp)))
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,46 @@ def _weight_differences(
         weights = weights[np.repeat(offsets[:-1], num_kept) + pc.list_flatten(attention["positions"]).to_numpy()]
     apart = np.abs(pc.list_flatten(attention["weights"]).to_numpy() - weights)
     return np.asarray(np.maximum.reduceat(apart, starts))
+
+
+def replay_through_classify(stored: StoredCheckpoint, rows: LabelledRows) -> str | None:
+    """None if `classify` with these files gives the scores that training saw; else what is wrong."""
+    sample = stored.card.sample or Sample(contents=(), probabilities=())
+    place = {f"{content:016x}": index for index, content in enumerate(rows.contents[rows.splits == TEST].tolist())}
+    pairs = zip(sample.contents, sample.probabilities, strict=True)
+    here = [(place[content], p) for content, p in pairs if content in place]
+    if not here:
+        return "none of the rows whose scores its card keeps is among the test rows"
+    values, offsets, _ = rows.side(TEST)
+    tokens = [values[offsets[row] : offsets[row + 1]] for row, _ in here]
+    seen = np.array([p for _, p in here], np.float64)
+    with tempfile.TemporaryDirectory(prefix="attnlstm-smoke-") as folder:
+        predictions = _classified(stored, tokens, Path(folder))
+    if isinstance(predictions, str):
+        return predictions
+    errors = [error for error in predictions["error"].to_pylist() if error is not None]
+    if errors:
+        return f"classify gives {len(errors)} of {len(tokens)} rows no score: {errors[0]}"
+    found = np.array(predictions["probabilities"].to_pylist(), np.float64)
+    if found.shape != seen.shape:
+        return f"classify gives {found.shape[1]} probabilities a row, and training saw {seen.shape[1]}"
+    apart = float(np.abs(found - seen).max())
+    return (
+        f"classify gives scores that are {apart:.2g} from those seen in training" if apart > _REPLAY_TOLERANCE else None
+    )
+
+
+def _classified(stored: StoredCheckpoint, tokens: list[npt.NDArray[np.integer]], folder: Path) -> pa.Table | str:
+    """What classify writes about these rows; or why it does not."""
+    (folder / "source").mkdir()
+    path = folder / "source" / "rows.parquet"
+    as_bytes = all(each.dtype == np.uint8 for each in tokens)
+    column = pa.array([each.tobytes() for each in tokens], pa.binary()) if as_bytes else pa.array(tokens)
+    pq.write_table(pa.table({"tokens": column}), path)
+    output = Output(Location.parse(folder / "output"), OutputSettings())
+    plan = plan_output(str(path), output)
+    job = ScoringJob.of(stored, plan.source.root, output)
+    for result in score_bundle(job, plan.pending(stored.id, "missing"), LoadedCheckpoint(job, stored)):
+        if not isinstance(result, ScoredShard):
+            return f"classify fails: {result.reason}"
+    return pq.read_table(output.predictions(plan.shards[0].name).path, partitioning=None)

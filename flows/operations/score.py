@@ -6,7 +6,7 @@ Where storage and the model meet. Knows nothing about Prefect.
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from attnlstm.config import ModelConfig
     from attnlstm.engines import Device, Engine, EngineName, Precision, Scores
     from attnlstm.evaluation.drift import Observed
+    from attnlstm.network import AttentionLSTM
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,9 @@ class LoadedCheckpoint:
 
     def __init__(self, job: ScoringJob, stored: StoredCheckpoint) -> None:
         """Raises CheckpointError if the files can't be used."""
-        from attnlstm.checkpoint import from_files
         from attnlstm.engines import open_engine
 
-        network = from_files(stored.files, where=str(stored.location))
+        network = network_of(stored)
         self.config: ModelConfig = network.config
         self.engine: Engine = open_engine(network, job.device, job.threads, job.engine, job.precision)
         self.drift_reference: dict[str, Any] | None = stored.card.drift
@@ -119,11 +119,23 @@ class LoadedCheckpoint:
         return f"{what}, since {reason}" if reason else what
 
 
-def check_checkpoint(stored: StoredCheckpoint, output: Output) -> "ModelConfig":
-    """For a process that has others score. Raises CheckpointError if the files can't be used."""
+def network_of(stored: StoredCheckpoint) -> "AttentionLSTM":
+    """A checkpoint's network. Raises CheckpointError if the files can't be used."""
     from attnlstm.checkpoint import from_files
 
-    config = from_files(stored.files, where=str(stored.location)).config
+    return from_files(stored.files, where=str(stored.location))
+
+
+def config_of(stored: StoredCheckpoint) -> "ModelConfig":
+    """What a checkpoint's network looks like, without its weights. Raises ValueError if its config.json is damaged."""
+    from attnlstm.config import ModelConfig
+
+    return ModelConfig.from_json(stored.files["config.json"], f"{stored.location}/config.json")
+
+
+def check_checkpoint(stored: StoredCheckpoint, output: Output) -> "ModelConfig":
+    """For a process that has others score. Raises CheckpointError if the files can't be used."""
+    config = network_of(stored).config
     thresholds_for(output, stored, config)
     return config
 
@@ -334,18 +346,14 @@ class _Tally:
         return ScoredShard(record, engine, predictions, self._label_counts, self._observed, self._num_other_labels)
 
 
-def measure_drift(reference: dict[str, Any] | None, observed: Iterable["Observed | None"]) -> dict[str, Any] | None:
+def measure_drift(reference: dict[str, Any] | None, observed: "Observed | None") -> dict[str, Any] | None:
     """How far the rows of a run are from those that its checkpoint was measured on, for the run's manifest.
 
-    reference: that of the checkpoint's card. observed: what each scored shard counted, or None. The result is None if
+    reference: that of the checkpoint's card. observed: what its scored shards counted together. The result is None if
     there is nothing to compare: no reference, as of a checkpoint from elsewhere, or no scored row.
     """
-    from attnlstm.evaluation.drift import Observed, compare
+    from attnlstm.evaluation.drift import compare
 
-    if reference is None:
+    if reference is None or observed is None or not observed.num_rows:
         return None
-    total = Observed(reference)
-    for counted in observed:
-        if counted is not None:
-            total.merge(counted)
-    return compare(reference, total).record() if total.num_rows else None
+    return compare(reference, observed).record()

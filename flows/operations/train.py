@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.operations.measure import make_card, make_readme
+from flows.operations.score import config_of, network_of
 from storage.errors import RegistryError, SourceError
 from storage.labelled.rows import LabelledRows
 from storage.labelled.source import LabelledSource
@@ -114,13 +115,6 @@ def usual_vocabulary(registry: Registry) -> int:
     return max(ModelConfig.num_embeddings, config_of(champion).num_embeddings if champion else 0)
 
 
-def config_of(stored: StoredCheckpoint) -> "ModelConfig":
-    """What a checkpoint's network looks like. Raises ValueError if its config.json is damaged."""
-    from attnlstm.config import ModelConfig
-
-    return ModelConfig.from_json(stored.files["config.json"], f"{stored.location}/config.json")
-
-
 def _refuse_vanished_classes(champion: StoredCheckpoint, rows: LabelledRows, labelled: LabelledSource) -> None:
     """Held-out rows can't show this loss, since they have no row of the class either; so it is met here."""
     vanished = [name for name in config_of(champion).classes if name not in rows.classes]
@@ -137,7 +131,6 @@ def _start(
     request: TrainingRequest, champion: StoredCheckpoint | None, config: "ModelConfig", seed: int, rows: LabelledRows
 ) -> "tuple[AttentionLSTM | None, str]":
     """The network to go on from, or None for a fresh one; and which, in words."""
-    from attnlstm.checkpoint import from_files
     from attnlstm.training.loop import warm_started
 
     if not request.warm_start:
@@ -149,8 +142,7 @@ def _start(
         # Some of what the champion was trained on would be among the test rows.
         return None, f"scratch: the rows of champion {champion.version} were split otherwise"
     try:
-        network = from_files(champion.files, where=str(champion.location))
-        return warm_started(network, config, seed), f"champion {champion.version}"
+        return warm_started(network_of(champion), config, seed), f"champion {champion.version}"
     except ValueError as error:
         return None, f"scratch: champion {champion.version} does not fit, {error}"
 

@@ -1,4 +1,4 @@
-"""The events that runs emit, for automations and other systems: their names, resources and payloads.
+"""What runs tell automations and other systems: their events, with names, resources and payloads; and their assets.
 
 - `attnlstm.run.completed`, `attnlstm.run.failed`: a classify run has ended and left its manifest, failed if a file or
   a shard could not be scored. A run that ends by an exception leaves none; Prefect's own `prefect.flow-run.Failed` and
@@ -10,17 +10,33 @@
 
 Prefect adds the flow run, its flow, deployment and tags as related resources. Triggers can match names and labels of
 resources, not payloads: so what somebody may want to wait for is one of these. No payload holds anything of a row.
+
+The asset of a run is its output, which comes from the source and the checkpoint. Prefect Cloud draws the lineage of
+assets; a server of one's own has the events `prefect.asset.materialization.*` and `prefect.asset.referenced`, which
+triggers can wait for. Knows nothing about what a run did but its manifest.
 """
 
+import hashlib
+import re
 from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import Any
 
+from prefect import State
+from prefect.assets import Asset, AssetProperties, materialize
+from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.states import Completed, Failed
 
-from flows.operations.partition_runs import WrittenPartition
-from flows.orchestration.facts import run_summary
+from flows.operations.runs import WrittenPartition
+from flows.orchestration.facts import counted, run_summary
+from storage.locations import as_uri
 from storage.output.manifests import RunManifest
 from storage.registry.checkpoints import CHAMPION
+
+_MOST_CHARACTERS = 512
+# Prefect refuses spaces, quotes, brackets and the like; what can't be seen or is of another alphabet would be accepted.
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._~:/@!$()*+,;=-]")
 
 tags_of_parent: ContextVar[tuple[str, ...]] = ContextVar("tags_of_parent", default=())
 """The tags of the run that started this one, which Prefect gives to no child: those of a deployed backfill, say."""
@@ -93,3 +109,45 @@ def emit_promotion(version: str, outcome: str, why: str, registry: str) -> None:
 
 def _checkpoint(version: str) -> dict[str, str]:
     return {"prefect.resource.id": f"attnlstm.checkpoint.{version}", "prefect.resource.name": version}
+
+
+def asset_key(place: str) -> str:
+    """The key of the asset that lies at a place, which is what `str` gives of a Location.
+
+    It is the place's URI. Characters that a key may not have are `_`, and then, or where it is too long, it ends with a
+    digest of the place, so that two places never have the same key.
+    """
+    uri = place if "://" in place else f"file://{place}"
+    key = _NOT_IN_KEYS.sub("_", uri)
+    if key == uri and len(key) <= _MOST_CHARACTERS:
+        return key
+    digest = hashlib.sha256(uri.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{key[: _MOST_CHARACTERS - 9]}-{digest}"
+
+
+def materialise_output(manifest: RunManifest, source: str, checkpoint: str) -> None:
+    """Materialise the output of a run that wrote, or failed to write, something, in a task run of its own.
+
+    source, checkpoint: the places of what it was made from: the root of the input, and the checkpoint's folder. The
+    metadata is the run's summary, and holds nothing of a row. The task ends Failed if the run failed.
+    """
+    output = _asset(manifest.output)
+
+    @materialize(
+        output,
+        by="attnlstm",
+        asset_deps=[_asset(source), _asset(checkpoint)],
+        name="materialise-output",
+        task_run_name="materialise output",
+        cache_policy=NO_CACHE,
+    )
+    def materialise() -> State[Any]:
+        output.add_metadata(run_summary(manifest))
+        ending = Completed if manifest.state == "completed" else Failed
+        return ending(message=f"{counted(manifest.totals['rows'], 'row')} written, {manifest.num_errors:,} with errors")
+
+    materialise(return_state=True)
+
+
+def _asset(place: str) -> Asset:
+    return Asset(key=asset_key(place), properties=AssetProperties(name=place, url=as_uri(place)))

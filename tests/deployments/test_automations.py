@@ -26,7 +26,7 @@ from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Failed, Running
 
 from builders import make_manifest
-from flows.operations.partition_runs import WrittenPartition
+from flows.operations.runs import WrittenPartition
 from flows.orchestration.events import emit_partitions, tags_of_parent
 from servers import wait_until
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from prefect import State, get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
 from attnlstm.config import ModelConfig
@@ -160,19 +161,35 @@ def scored(trained: Trained, dataset: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def events_of(prefect_server: str) -> Callable[[str], list[Any]]:
-    """events_of(run_id): what a classify run that is over has emitted, of ours and about assets, in order."""
+def artifacts_of(prefect_server: str) -> Callable[[State[Any]], dict[str, Any]]:
+    """artifacts_of(state): the last artifact of each key that a run has left on Prefect's page."""
 
-    def read(run_id: str) -> list[Any]:
+    def read(state: State[Any]) -> dict[str, Any]:
+        run = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(flow_run_filter=run)
+        return {str(artifact.key): artifact for artifact in sorted(found, key=lambda each: each.created)}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def events_of(prefect_server: str) -> Callable[..., list[Any]]:
+    """events_of(run_id): what a run that is over has emitted, of ours and about assets, in order.
+
+    last: how the name of its last event begins; that of classify is about the run.
+    """
+
+    def read(run_id: str, last: str = "attnlstm.run.") -> list[Any]:
         run = f"prefect.flow-run.{run_id}"
         names = EventNameFilter(prefix=["attnlstm.", "prefect.asset."])
         wanted = EventFilter(event=names, related=EventRelatedFilter(id=[run]))
         with get_client(sync_client=True) as client:
             found: list[Any] = []
 
-            def is_over() -> bool:  # the event about the run is the last one
+            def is_over() -> bool:
                 found[:] = client.read_events(wanted, limit=50).events
-                return any(event.event.startswith("attnlstm.run.") for event in found)
+                return any(event.event.startswith(last) for event in found)
 
             wait_until(is_over, 30)
         return sorted(found, key=lambda event: event.occurred)

@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from flows.backfill import backfill
-from flows.cli.without_prefect import classify_nothing
+from flows.cli.commands import classify_nothing
 from flows.settings import ClassifyOptions
 from storage.delta import Table
 

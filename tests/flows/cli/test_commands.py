@@ -13,8 +13,8 @@ import pytest
 
 from flows.backfill import backfill
 from flows.classify import classify
+from flows.cli.commands import backfill_nothing, classify_nothing
 from flows.cli.server import _may_be_configured
-from flows.cli.without_prefect import backfill_nothing, classify_nothing
 from flows.settings import BackfillOptions, ClassifyOptions
 from storage.errors import SourceError
 from storage.locations import Location
