@@ -20,7 +20,7 @@ from flows.orchestration.facts import counted
 from flows.pages.charts import Chart, Series, spark, thinned
 from flows.pages.figures import NUM_BINS, OTHER, Figures
 from flows.pages.report import Overlay, Report, spoken_time
-from flows.pages.shading import LEVELS, ShadedTokens, harmless, shade
+from flows.pages.shading import LEVELS, harmless, shade
 from storage.locations import Location
 from storage.registry.cards import MEASURE_NAMES, Card
 
@@ -72,12 +72,6 @@ def render_page(report: Report) -> str:
             break
         rows.append(html)
     return template.render(shared, rows=rows, left_out=len(report.rows) - len(rows))
-
-
-def tokens_html(tokens: ShadedTokens) -> str:
-    """A row's tokens as a piece of HTML with its own style, for a page or a notebook that shows one row."""
-    show = _environment().get_template("tokens.html").module.show  # type: ignore[attr-defined]
-    return f"<style>{_source('tokens.css')}</style>{show(tokens)}"
 
 
 def explanation_html(explanation: Explanation) -> str:

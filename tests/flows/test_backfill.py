@@ -7,8 +7,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
 
 from flows.backfill import backfill
 from storage.errors import SourceError
@@ -36,17 +34,14 @@ def run(trained: Any, dataset: Path, output: Path) -> Run:
 
 
 def test_only_the_dates_of_the_range_are_scored_and_one_without_input_is_reported(
-    run: Run, dataset: Path, output: Path
+    run: Run, dataset: Path, output: Path, artifacts_of: Run
 ) -> None:
     state = run(start="2026-11-02", end="2026-11-04")
 
     assert state.is_completed()
     assert state.message == "2 of 3 partitions completed, 1 no input."
     assert _predictions(output) == ["date=2026-11-02/part-0.parquet", "date=2026-11-04/part-0.parquet"]
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
-    table = json.loads(str({artifact.key: artifact.data for artifact in artifacts}["backfill-partitions"]))
+    table = json.loads(artifacts_of(state)["backfill-partitions"].data)
     assert [(row["partition"], row["state"], row["rows"], row["errors"], row["message"]) for row in table] == [
         ("date=2026-11-02", "Completed", "105", "2", ""),
         ("date=2026-11-03", "No input", "0", "0", f"{dataset}/date=2026-11-03 does not exist"),

@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from safetensors.torch import load_file
 from torch import nn
 
@@ -214,16 +212,10 @@ def test_run_is_named_by_its_source_and_says_what_it_did(scored: Any, dataset: P
     assert scored.state.message == "420 rows in 4 shards scored, 8 with errors; 0 shards were up to date."
 
 
-def _artifacts(run: Any) -> dict[str, Any]:
-    """What Prefect's server has on the page of a run, by key."""
-    wanted = FlowRunFilter(id={"any_": [run.state.state_details.flow_run_id]})
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(flow_run_filter=wanted, artifact_filter=ArtifactFilter())
-    return {str(artifact.key): artifact for artifact in artifacts}
-
-
-def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, dataset: Path) -> None:
-    by_key = _artifacts(scored)
+def test_prefect_shows_report_shards_output_and_progress_of_a_run(
+    scored: Any, dataset: Path, artifacts_of: Callable[..., dict[str, Any]]
+) -> None:
+    by_key = artifacts_of(scored.state)
 
     parts = ("drift", "output", "page", "progress", "report", "shards")
     assert sorted(by_key) == [f"classify-{part}" for part in parts]
@@ -236,11 +228,11 @@ def test_prefect_shows_report_shards_output_and_progress_of_a_run(scored: Any, d
 
 
 def test_prefect_shows_as_many_of_the_least_sure_rows_as_are_asked_for(
-    rescore: Callable[..., Any], tmp_path: Path
+    rescore: Callable[..., Any], tmp_path: Path, artifacts_of: Callable[..., dict[str, Any]]
 ) -> None:
     run = rescore(tmp_path / "output", page_rows=3)
 
-    page = re.sub(r"\\(.)", r"\1", str(_artifacts(run)["classify-page-rows"].data))
+    page = re.sub(r"\\(.)", r"\1", str(artifacts_of(run.state)["classify-page-rows"].data))
     rows = storage.open_predictions(run.output).drop_nulls("score").sort("score").head(3).collect()
     assert page.strip().split("\n\n")[::2] == [
         f"**date={row['date']}/part-0.parquet, row {row['row']}**: "

@@ -1,6 +1,7 @@
 """What Prefect shows of a classify run: the report and its tables as values, and what arrives of them on a page."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -8,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from prefect import flow, get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect import flow
 
 from flows.orchestration.report import drift_rows, publish_report, rows_in_markdown, run_report, shard_rows
 from flows.pages.rows import Row
@@ -62,19 +62,16 @@ def test_report_cuts_long_lists_and_says_so(telling_manifest: RunManifest) -> No
     assert "- 1,190 more, in the table of shards and in the manifest" in report
 
 
-def _publish(manifest: RunManifest) -> dict[str, Any]:
-    """Publish a report in a flow run of its own; gives its artifacts by key."""
+@pytest.fixture
+def publish(artifacts_of: Callable[..., dict[str, Any]]) -> Callable[[RunManifest], dict[str, Any]]:
+    """Publishes a report in a flow run of its own; gives its artifacts by key."""
 
-    @flow
-    def report() -> None:
-        publish_report(manifest)
+    def run(manifest: RunManifest) -> dict[str, Any]:
+        state: Any = flow(publish_report)(manifest, return_state=True)
+        assert state.is_completed(), state.message
+        return artifacts_of(state)
 
-    state: Any = report(return_state=True)
-    assert state.is_completed(), state.message
-    run_id = state.state_details.flow_run_id
-    with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
-    return {str(artifact.key): artifact for artifact in artifacts}
+    return run
 
 
 def _logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -84,10 +81,10 @@ def _logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 def test_page_and_log_show_what_there_is_and_warn_of_errors_and_drift(
-    prefect_server: str, telling_manifest: RunManifest, caplog: pytest.LogCaptureFixture
+    publish: Callable[..., dict[str, Any]], telling_manifest: RunManifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = telling_manifest.failures * 1200
-    artifacts = _publish(replace(telling_manifest, failures=failures))
+    artifacts = publish(replace(telling_manifest, failures=failures))
 
     assert sorted(artifacts) == ["classify-drift", "classify-output", "classify-report", "classify-shards"]
     assert str(artifacts["classify-report"].data).startswith("## 1,417 rows scored, 17 with errors")
@@ -103,9 +100,9 @@ def test_page_and_log_show_what_there_is_and_warn_of_errors_and_drift(
 
 
 def test_page_and_log_of_a_run_without_work_warn_of_nothing(
-    prefect_server: str, plain_manifest: RunManifest, caplog: pytest.LogCaptureFixture
+    publish: Callable[..., dict[str, Any]], plain_manifest: RunManifest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert sorted(_publish(plain_manifest)) == ["classify-output", "classify-report"]
+    assert sorted(publish(plain_manifest)) == ["classify-output", "classify-report"]
     assert {level for level, _ in _logged(caplog)} == {"INFO"}
 
 

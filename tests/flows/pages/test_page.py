@@ -11,18 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from attnlstm.checkpoint import to_files
-from attnlstm.config import ModelConfig
-from attnlstm.network import AttentionLSTM
 from browser import CHROMIUM, WHY_NOT, Page, axe_core, open_browser
+from builders import make_champion, make_network
 from flows.classify import classify
-from flows.pages.page import MOST_BYTES, render_page, tokens_html
+from flows.operations.explain import Explanation
+from flows.pages.page import MOST_BYTES, explanation_html, render_page
 from flows.pages.report import report_output
 from flows.pages.shading import shade
-from storage.registry.cards import Card
-from storage.registry.checkpoints import Registry
 
 SCRIPT = "<script>window.run=1;alert(1)</script>"
 HOSTILE = (
@@ -35,21 +31,11 @@ HOSTILE = (
 )
 
 
-def _registry(folder: Path, classes: tuple[str, ...], num_embeddings: int = 257) -> Path:
-    torch.manual_seed(41)
-    network = AttentionLSTM(ModelConfig(classes=classes, num_embeddings=num_embeddings))
-    for parameter in network.parameters():
-        parameter.data *= 2.5
-    registry = Registry.open(str(folder))
-    registry.promote(registry.publish(to_files(network), Card(), "").version, "for the test")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def hostile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of an output whose names, ids, labels, classes and tokens are meant to do harm."""
     folder = tmp_path_factory.mktemp("hostile")
-    registry = _registry(folder / "registry", HOSTILE[:4])
+    make_champion(folder / "registry", make_network(classes=HOSTILE[:4], num_embeddings=257))
     name = "label<img src=x onerror=alert(6)>"
     file = folder / "data" / f"site={HOSTILE[3].replace('/', '')}" / "<svg onload=alert(7)>.parquet"
     file.parent.mkdir(parents=True)
@@ -58,7 +44,7 @@ def hostile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pq.write_table(pa.table(table), file)
     (folder / "data" / f"{SCRIPT.replace('/', '')}.parquet").write_bytes(b"torn")
     output = folder / "output"
-    classify(str(folder / "data"), str(output), registry=str(registry), label_column=name, return_state=True)
+    classify(str(folder / "data"), str(output), registry=str(folder / "registry"), label_column=name, return_state=True)
     (page,) = (output / "runs").glob("*.html")
     return page
 
@@ -67,12 +53,12 @@ def hostile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def integers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of an output whose tokens are ids of a vocabulary of 500."""
     folder = tmp_path_factory.mktemp("integers")
-    registry = _registry(folder / "registry", ("x", "y"), 501)
+    make_champion(folder / "registry", make_network(num_embeddings=501))
     random = np.random.default_rng(43)
     tokens = [random.integers(0, 500, 30).tolist() for _ in range(40)]
     pq.write_table(pa.table({"tokens": tokens}), folder / "data.parquet")
     output = folder / "output"
-    classify(str(folder / "data.parquet"), str(output), registry=str(registry), return_state=True)
+    classify(str(folder / "data.parquet"), str(output), registry=str(folder / "registry"), return_state=True)
     (page,) = (output / "runs").glob("*.html")
     return page
 
@@ -219,7 +205,8 @@ def test_many_partitions_and_classes_make_no_larger_page(scored: Any, trained: A
 
 
 def test_one_row_makes_a_piece_of_html_of_its_own() -> None:
-    html = tokens_html(shade(b"<b>hot</b>", np.array([0.91] + [0.01] * 9)))
+    weights = np.array([0.91] + [0.01] * 9, np.float32)
+    html = explanation_html(Explanation("v1", b"<b>hot</b>", "x", {"x": 1.0}, weights, (), {}))
 
     assert html.startswith("<style>")
     assert '<mark class="a4">&lt;</mark>b&gt;hot&lt;/b&gt;' in html
