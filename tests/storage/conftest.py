@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,10 @@ import pytest
 from storage.input.columns import Columns
 from storage.input.reading import decode_rows, read_shard
 from storage.input.shards import Shard
-from storage.input.sources import Source
 from storage.input.tokens import TokenRows, TokenRules
 from storage.labelled.classes import LabelType, class_values
-from storage.output.layout import Output
+from storage.locations import Location
+from storage.output.layout import AttentionSaving, Output, OutputSettings
 from storage.output.plan import plan_output
 from storage.output.predictions import write_shard
 from storage.registry.checkpoints import CheckpointId
@@ -62,18 +63,6 @@ def checkpoint() -> CheckpointId:
 
 
 @pytest.fixture
-def plan() -> Callable[..., tuple[Source, tuple[Shard, ...]]]:
-    """plan(source, output): the source and its shards; every file must be readable unless `damaged` is said."""
-
-    def plan(source: Path | str, output: Output, *, damaged: bool = False) -> tuple[Source, tuple[Shard, ...]]:
-        planned = plan_output(str(source), output)
-        assert damaged or not planned.unreadable
-        return planned.source, planned.shards
-
-    return plan
-
-
-@pytest.fixture
 def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
     """score(source, output): reads, scores with `fake_scores` and writes all of a source, in small chunks."""
 
@@ -87,11 +76,12 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         chunk_rows: int = 65_536,
         damaged: bool = False,
         thresholds: npt.NDArray[np.float32] | None = None,
+        num_tokens_known: int = 256,
     ) -> tuple[Shard, ...]:
         planned = plan_output(str(source), output)
         assert damaged or not planned.unreadable
         columns: Columns = output.settings.columns
-        rules = TokenRules(256, output.settings.max_tokens, output.settings.long_rows)
+        rules = TokenRules(num_tokens_known, output.settings.max_tokens, output.settings.long_rows)
         output = output.prepare(str(planned.source.root), planned.types, class_values(classes, label_type))
         for shard in planned.shards:
             with write_shard(output, shard, by, classes, label_type, thresholds) as writer:
@@ -101,3 +91,16 @@ def score(checkpoint: CheckpointId) -> Callable[..., tuple[Shard, ...]]:
         return planned.shards
 
     return score
+
+
+@pytest.fixture
+def made(data: Path, tmp_path: Path, score: Callable[..., object]) -> Callable[..., Output]:
+    """made(saving, **settings): the output of all that lies in the dataset. scoring: options of `score`."""
+
+    def make(saving: str = "full", *, name: str = "out", scoring: dict[str, Any] | None = None, **settings: Any):
+        saved = OutputSettings(attention=AttentionSaving.parse(saving), **settings)
+        output = Output(Location.parse(tmp_path / name), saved)
+        score(data, output, **scoring or {})
+        return output
+
+    return make

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +12,9 @@ import storage
 from storage.analysis import attended
 from storage.analysis.attended import attended_ngrams
 from storage.errors import OutputError, SourceError
-from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output
 
-Score = Callable[..., object]
-
-
-def scored(data: Path, place: Path, score: Score, saving: str = "full", **settings: Any) -> str:
-    score(data, Output(Location.parse(place), OutputSettings(attention=AttentionSaving.parse(saving), **settings)))
-    return str(place)
+Made = Callable[..., Output]
 
 
 def by_hand(output: str, rows: list[bytes], name: str, length: int) -> dict[tuple[int, ...], tuple[float, ...]]:
@@ -52,14 +45,12 @@ def test_counts_and_weights_are_those_of_all_rows_of_the_class(
     kind: pa.DataType,
     length: int,
     rows: list[bytes],
-    data: Path,
-    tmp_path: Path,
     put: Callable[..., Path],
-    score: Score,
+    made: Made,
 ) -> None:
     for name, part in (("a.parquet", rows[:31]), ("b.parquet", rows[31:])):
         put(name, pa.array([each if kind == pa.binary() else list(each) for each in part], kind), row_group_size=9)
-    output = scored(data, tmp_path / "out", score, saving)
+    output = made(saving).root.path
     found = attended_ngrams(output, "odd", length=length, most=1000)
     expected = by_hand(output, rows, "odd", length)
     assert {each.tokens for each in found.ngrams} == expected.keys()
@@ -72,26 +63,19 @@ def test_counts_and_weights_are_those_of_all_rows_of_the_class(
     assert attended_ngrams(output, "odd", length=length, most=2).ngrams == found.ngrams[:2]
 
 
-def test_rows_that_were_cut_count_as_far_as_they_were_scored(
-    data: Path, tmp_path: Path, put: Callable[..., Path], score: Score
-) -> None:
+def test_rows_that_were_cut_count_as_far_as_they_were_scored(put: Callable[..., Path], made: Made) -> None:
     put("a.parquet", [b"abcd", None, b"abzz"])
-    output = scored(data, tmp_path / "out", score, max_tokens=2)
+    output = made(max_tokens=2).root.path
     (name,) = set(storage.open_predictions(output).collect()["prediction"].drop_nulls())
     (found,) = attended_ngrams(output, name, length=2).ngrams
     assert (found.tokens, found.count, found.times_even) == (tuple(b"ab"), 2, pytest.approx(1))
 
 
 def test_memory_is_bounded_and_what_was_let_go_is_said(
-    rows: list[bytes],
-    data: Path,
-    tmp_path: Path,
-    put: Callable[..., Path],
-    score: Score,
-    monkeypatch: pytest.MonkeyPatch,
+    rows: list[bytes], put: Callable[..., Path], made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put("a.parquet", rows)
-    output = scored(data, tmp_path / "out", score, chunk_bytes=64)
+    output = made(chunk_bytes=64).root.path
     every = attended_ngrams(output, "odd", most=1000)
     monkeypatch.setattr(attended, "_MOST_HELD", 5)
     found = attended_ngrams(output, "odd", most=1000)
@@ -100,10 +84,10 @@ def test_memory_is_bounded_and_what_was_let_go_is_said(
     assert found.let_go == pytest.approx(1 - kept / sum(each.count * each.weight for each in every.ngrams))
 
 
-def test_what_is_missing_is_said(data: Path, tmp_path: Path, put: Callable[..., Path], score: Score) -> None:
+def test_what_is_missing_is_said(data: Path, tmp_path: Path, put: Callable[..., Path], made: Made) -> None:
     for name in "abc":
         put(f"{name}.parquet", [b"abc", b"def"])
-    output = scored(data, tmp_path / "out", score)
+    output, bare = made().root.path, made("none", name="bare").root.path
     name = storage.open_predictions(output).collect()["prediction"][0]
     put("b.parquet", [b"abc"])
     (data / "c.parquet").unlink()
@@ -119,14 +103,12 @@ def test_what_is_missing_is_said(data: Path, tmp_path: Path, put: Callable[..., 
     ):
         attended_ngrams(output, "evn")
     with pytest.raises(OutputError, match=r"it was made with --save-attention none\.$"):
-        attended_ngrams(scored(tmp_path / "moved", tmp_path / "bare", score, "none"), name)
+        attended_ngrams(bare, name)
 
 
-def test_token_that_an_ngram_can_not_hold_is_named(
-    data: Path, tmp_path: Path, put: Callable[..., Path], score: Score
-) -> None:
+def test_token_that_an_ngram_can_not_hold_is_named(put: Callable[..., Path], made: Made) -> None:
     put("a.parquet", pa.array([[1, 200, 3, 4, 5, 6, 7, 255]], pa.list_(pa.int32())))
-    output = scored(data, tmp_path / "out", score)
+    output = made().root.path
     name = storage.open_predictions(output).collect()["prediction"][0]
     assert attended_ngrams(output, name, length=8).ngrams[0].tokens == (1, 200, 3, 4, 5, 6, 7, 255)
     with pytest.raises(ValueError, match=r"^n-grams of 9 tokens hold no token 255; ask for shorter ones$"):

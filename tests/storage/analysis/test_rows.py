@@ -10,20 +10,18 @@ import storage
 from storage.errors import SourceError
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
-from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output
 
-Put, Score = Callable[..., Path], Callable[..., object]
+Put, Made = Callable[..., Path], Callable[..., Output]
 
 
 @pytest.fixture
-def output(data: Path, tmp_path: Path, put: Put, score: Score) -> Path:
+def output(tmp_path: Path, put: Put, made: Made) -> Path:
     """Three files: one in four shards, one whole, and one whose columns are others."""
     put("date=1/a.parquet", [b"a", b"bc", None, b"d"], row_group_size=1, site=["n", "s", "n", "s"], score=[1, 2, 3, 4])
     put("date=1/b.parquet", [b"", b"e"], site=["w", "w"], score=[5, 6])
     put("date=2/c.parquet", [b"fg"], site=["o"], extra=[0.5])
-    columns = Columns(keep=("site",))
-    score(data, Output(Location.parse(tmp_path / "out"), OutputSettings(columns, ShardLimits(rows=1))))
+    made(columns=Columns(keep=("site",)), limits=ShardLimits(rows=1))
     return tmp_path / "out"
 
 
@@ -55,11 +53,11 @@ def test_each_row_stands_beside_its_own_input(output: Path) -> None:
 
 
 def test_without_attention_there_are_no_weights_and_columns_of_some_files_are_null_in_others(
-    data: Path, tmp_path: Path, put: Put, score: Score
+    tmp_path: Path, put: Put, made: Made
 ) -> None:
     put("a.parquet", [b"a"], extra=[0.5])
     put("b.parquet", [b"b"], file=["mine"])
-    score(data, Output(Location.parse(tmp_path / "out"), OutputSettings(attention=AttentionSaving("none"))))
+    made("none")
     found = storage.open_rows(tmp_path / "out").collect()
     assert "weights" not in found.columns
     assert found.select("file", "extra", "input_file").rows() == [("a.parquet", 0.5, None), ("b.parquet", None, "mine")]

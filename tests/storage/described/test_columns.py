@@ -10,7 +10,7 @@ import pytest
 from storage.described.columns import COLUMNS, KEPT, Part
 from storage.input.columns import ATTENTION_COLUMNS, PREDICTION_COLUMNS, Columns
 from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output
 
 README = Path(__file__).resolve().parents[3] / "storage/README.md"
 
@@ -36,13 +36,9 @@ def test_the_readme_says_what_columns_mean(part: Part) -> None:
     assert rows == expected
 
 
-def test_files_say_what_their_columns_mean(
-    tmp_path: Path, put: Callable[..., Path], data: Path, score: Callable[..., object]
-) -> None:
+def test_files_say_what_their_columns_mean(put: Callable[..., Path], made: Callable[..., Output]) -> None:
     put("a.parquet", x=["a", "b"])
-    settings = OutputSettings(columns=Columns(keep=("x",)), attention=AttentionSaving("top", 1))
-    output = Output(Location.parse(tmp_path / "out"), settings)
-    score(data, output)
+    output = made("top:1", columns=Columns(keep=("x",)))
     places: dict[Part, Location] = {
         "predictions": output.predictions("a.parquet"),
         "attention": output.attention("a.parquet"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -19,17 +20,12 @@ from storage.errors import OutputError
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
 from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output, OutputSettings
 from storage.output.plan import existing_output
 
 TOKENS = [b"ab", b"", None, b"cd\xff"]
+Made = Callable[..., Output]
 HOSTILE = 'it\'s "x"; DROP VIEW predictions; --'
-
-
-def made(tmp_path: Path, score: Callable[..., object], *, name: str = "out", **settings: object) -> str:
-    place = tmp_path / name
-    score(tmp_path / "data", Output(Location.parse(place), OutputSettings(**settings)))  # type: ignore[arg-type]
-    return str(place)
 
 
 @pytest.fixture
@@ -47,9 +43,8 @@ def test_views_are_of_all_rows_by_their_input_file_and_row(
     version: int,
     name: str,
     kind: str,
-    tmp_path: Path,
     put: Callable[..., Path],
-    score: Callable[..., object],
+    made: Made,
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     texts = [None if row is None else row.replace(b"\xff", b"e") for row in TOKENS]
@@ -60,9 +55,9 @@ def test_views_are_of_all_rows_by_their_input_file_and_row(
     }[kind]
     put("d=1/train-00000-of-00002.parquet", tokens, id=list("xxyy"), file=list("abcd"), row_group_size=1)
     put("d=2/a.parquet", tokens, id=list("xxyy"), file=list("abcd"))
-    settings = {"limits": ShardLimits(rows=3), "attention": AttentionSaving.parse(saving), "format_version": version}
-    output = made(tmp_path, score, name=name, columns=Columns(keep=("file",)), **settings)
-    connection.execute(views_sql(describe_output(output)))
+    columns = Columns(keep=("file",))
+    output = made(saving, name=name, columns=columns, limits=ShardLimits(rows=3), format_version=version)
+    connection.execute(views_sql(describe_output(output.root.path)))
     keys = [
         (f"d={day}/{file}.parquet", row) for day, file in ((1, "train-00000-of-00002"), (2, "a")) for row in range(4)
     ]
@@ -93,23 +88,22 @@ def test_views_are_of_all_rows_by_their_input_file_and_row(
 
 
 def test_tokens_are_left_out_where_the_source_is_gone(
-    tmp_path: Path, put: Callable[..., Path], score: Callable[..., object], connection: duckdb.DuckDBPyConnection
+    data: Path, put: Callable[..., Path], made: Made, connection: duckdb.DuckDBPyConnection
 ) -> None:
     put("a.parquet", TOKENS)
-    output = made(tmp_path, score)
-    shutil.rmtree(tmp_path / "data")
-    connection.execute(views_sql(describe_output(output)))
+    output = made()
+    shutil.rmtree(data)
+    connection.execute(views_sql(describe_output(output.root.path)))
     columns = [name for name, *_ in connection.sql("DESCRIBE token_weights").fetchall()]
     assert columns == ["file", "row", "id", "position", "weight"]
 
 
 def test_contracts_name_what_the_files_hold_whatever_it_is_called(
-    tmp_path: Path, put: Callable[..., Path], score: Callable[..., object], connection: duckdb.DuckDBPyConnection
+    tmp_path: Path, put: Callable[..., Path], made: Made, connection: duckdb.DuckDBPyConnection
 ) -> None:
     columns = {HOSTILE: [{"a": [1]}] * 4, "day": pa.array([1, 2, 3, None], pa.date32())}
     put("d=2026-11-01/a.parquet", TOKENS, id=pa.array([1, 2, 3, 4], pa.int16()), **columns)
-    output = made(tmp_path, score, columns=Columns(keep=(HOSTILE, "day")), attention=AttentionSaving("top", 1))
-    described = describe_output(output)
+    described = describe_output(made("top:1", columns=Columns(keep=(HOSTILE, "day"))).root.path)
     contract, sources = open_data_contract(described), dbt_sources(described)
     for part, table in zip(contract["schema"], sources["sources"][0]["tables"], strict=True):
         found = connection.sql(f"SELECT * FROM {table['config']['external_location']}")
@@ -153,8 +147,6 @@ def test_contracts_need_predictions(tmp_path: Path) -> None:
     ids=str,
 )
 def test_types_are_called_what_duckdb_calls_them(kind: pa.DataType, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.Table.from_batches([], pa.schema({"x": kind})), tmp_path / "a.parquet")
     (found,) = duckdb.connect().sql(f"SELECT x FROM '{tmp_path}/a.parquet'").types
     assert sql_type(kind) == str(found)

@@ -13,7 +13,7 @@ from storage.described.readme import code, output_readme
 from storage.input.columns import Columns
 from storage.input.sources import find_source
 from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output, OutputSettings
 from storage.output.orphans import find_leftovers, find_orphans
 from storage.output.plan import existing_output, plan_output
 
@@ -29,16 +29,14 @@ def test_the_page_of_a_new_output_says_its_columns_and_has_three_queries_that_ru
     kept: str,
     folders: tuple[str, str],
     tmp_path: Path,
-    data: Path,
     put: Callable[..., Path],
-    score: Callable[..., object],
+    made: Callable[..., Output],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for folder in folders:
         put(f"{folder}/a.parquet", TOKENS, **{kept: [1, 2, 3, 4]})
-    settings = OutputSettings(columns=Columns(keep=(kept,)), attention=AttentionSaving.parse(saving))
-    score(data, Output(Location.parse(tmp_path / "out"), settings))
+    made(saving, columns=Columns(keep=(kept,)))
     text = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in text
     for part in ("predictions", "attention"):
@@ -75,18 +73,17 @@ def test_the_page_of_a_new_output_says_its_columns_and_has_three_queries_that_ru
 
 
 def test_the_page_is_written_once_and_is_nobodys_input(
-    tmp_path: Path, data: Path, put: Callable[..., Path], score: Callable[..., object]
+    tmp_path: Path, data: Path, put: Callable[..., Path], made: Callable[..., Output]
 ) -> None:
     put("a.parquet", TOKENS)
-    output = Output(Location.parse(tmp_path / "out"), OutputSettings())
-    score(data, output)
+    output = made()
     page = tmp_path / "out/README.md"
     before = page.read_bytes()
     page.unlink()
-    score(data, output)
+    made()
     assert page.read_bytes() == before
     page.write_text("Our own words.")
-    score(data, output)
+    made()
     assert page.read_text() == "Our own words."
     planned = plan_output(str(data), existing_output(str(output.root)))
     assert (find_orphans(planned), find_leftovers(planned.output)) == ((), ())

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from storage.errors import FileError, OutputError
 from storage.input.columns import Columns
 from storage.input.shards import Shard, ShardLimits
-from storage.input.sources import Source
 from storage.input.tokens import TokenRules, decode_tokens
 from storage.locations import Location
 from storage.output.frames import open_attention, open_predictions
@@ -378,15 +377,9 @@ class Writing:
 
 
 @pytest.fixture
-def writing(
-    data: Path,
-    output: Output,
-    checkpoint: CheckpointId,
-    put: Callable[..., Path],
-    plan: Callable[..., tuple[Source, tuple[Shard, ...]]],
-) -> Writing:
+def writing(data: Path, output: Output, checkpoint: CheckpointId, put: Callable[..., Path]) -> Writing:
     put("a.parquet", TOKENS)
-    _, (shard,) = plan(data, output)
+    (shard,) = plan_output(str(data), output).shards
     return Writing(output, shard, checkpoint)
 
 

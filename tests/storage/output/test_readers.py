@@ -12,8 +12,6 @@ import pytest
 
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
-from storage.locations import Location
-from storage.output.layout import Output, OutputSettings
 
 
 @pytest.fixture
@@ -36,7 +34,8 @@ EXPECTED = [(day, row, *OF_ROW[row]) for day in (1, 2) for row in range(5)]
 """Day, row, number of tokens, of weights, and error."""
 
 
-def scored(folder: Path, put: Callable[..., Path], score: Callable[..., object]) -> None:
+@pytest.fixture
+def scored(tmp_path: Path, put: Callable[..., Path], made: Callable[..., object]) -> Path:
     """An output of two partitions, in files of two rows."""
     for day in (1, 2):
         put(
@@ -46,17 +45,14 @@ def scored(folder: Path, put: Callable[..., Path], score: Callable[..., object])
             at=pa.array([1, 2, 3, None, 5], pa.timestamp("us", "UTC")),
             row_group_size=2,
         )
-    settings = OutputSettings(columns=Columns(keep=("at",)), limits=ShardLimits(rows=2))
-    score(folder / "data", Output(Location.parse(folder / "out"), settings))
+    made(columns=Columns(keep=("at",)), limits=ShardLimits(rows=2))
+    return tmp_path / "out"
 
 
-def test_pandas_joins_what_pyarrow_reads_by_file_and_row(
-    tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
-    scored(tmp_path, put, score)
+def test_pandas_joins_what_pyarrow_reads_by_file_and_row(scored: Path) -> None:
     frames = {}
     for part in ("predictions", "attention"):
-        dataset = ds.dataset(tmp_path / "out" / part, partitioning="hive")
+        dataset = ds.dataset(scored / part, partitioning="hive")
         table = dataset.to_table(columns=[*dataset.schema.names, "__filename"])
         frames[part] = table.rename_columns({"__filename": "file"}).to_pandas(types_mapper=pd.ArrowDtype)
         frames[part]["file"] = [str(name).rpartition(f"/{part}/")[2] for name in frames[part]["file"]]
@@ -71,16 +67,13 @@ def test_pandas_joins_what_pyarrow_reads_by_file_and_row(
 
 # Spark's client leaves its socket to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(
-    spark: Any, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]
-) -> None:
+def test_spark_reads_types_and_partitions_and_joins_by_file_and_row(spark: Any, scored: Path) -> None:
     from pyspark.sql import functions as f
 
-    scored(tmp_path, put, score)
     frames = {}
     for part in ("predictions", "attention"):
         name = f.regexp_extract(f.input_file_name(), f"/{part}/(.*)$", 1)
-        frames[part] = spark.read.parquet(str(tmp_path / "out" / part)).withColumn("file", name)
+        frames[part] = spark.read.parquet(str(scored / part)).withColumn("file", name)
     assert dict(frames["predictions"].dtypes) == {
         "row": "bigint",
         "id": "string",

@@ -7,19 +7,16 @@ import pytest
 
 from storage.errors import OutputError
 from storage.input.shards import ShardLimits
-from storage.locations import Location
-from storage.output.layout import Output, OutputSettings
+from storage.output.layout import Output
 from storage.output.row_errors import ErrorRow, ErrorRows, find_errors
 
 
 @pytest.fixture
-def output(data: Path, tmp_path: Path, put: Callable[..., Path], score: Callable[..., object]) -> Output:
+def output(put: Callable[..., Path], made: Callable[..., Output]) -> Output:
     """Two files, of which one is cut into shards of two rows; five rows have an error."""
     put("date=1/a.parquet", [b"a", None, b"b", b"", None], row_group_size=1, id=[10, 11, 12, 13, 14])
     put("date=2/b.parquet", [b"", b"", b"c"], id=[20, 21, 22])
-    output = Output(Location.parse(tmp_path / "out"), OutputSettings(limits=ShardLimits(rows=2)))
-    score(data, output)
-    return output
+    return made(limits=ShardLimits(rows=2))
 
 
 def test_rows_with_errors_are_found_by_reason_with_their_places_in_the_input(output: Output) -> None:

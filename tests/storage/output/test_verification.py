@@ -14,11 +14,9 @@ import storage.output.side_by_side
 from builders import rewrite, set_value
 from storage.input.columns import Columns
 from storage.input.shards import ShardLimits
-from storage.locations import Location
-from storage.output.layout import AttentionSaving, Output, OutputSettings
+from storage.output.layout import Output, OutputSettings
 from storage.output.plan import plan_output
 from storage.output.verification import VerificationReport, verify_output
-from storage.registry.checkpoints import CheckpointId
 
 ROWS = 40
 NULL_ROW, EMPTY_ROW, LONG_ROW = 3, 11, 23
@@ -30,11 +28,10 @@ IDS = [f"id-{row}" if row % 10 else None for row in range(ROWS)]
 MAX_TOKENS = 17
 
 Change = Callable[[pa.Table], pa.Table]
+Made = Callable[..., Output]
 
 
-def _output(tmp_path: Path, saving: str = "full", **settings: Any) -> Output:
-    given = {"columns": Columns(keep=("origin",)), "max_tokens": MAX_TOKENS} | settings
-    return Output(Location.parse(tmp_path / "output"), OutputSettings(attention=AttentionSaving.parse(saving), **given))
+SETTINGS: dict[str, Any] = {"columns": Columns(keep=("origin",)), "max_tokens": MAX_TOKENS}
 
 
 @pytest.fixture
@@ -44,11 +41,9 @@ def filled(put: Callable[..., Path], data: Path) -> Path:
 
 
 @pytest.fixture
-def output(filled: Path, tmp_path: Path, score: Callable[..., Any]) -> Output:
+def output(filled: Path, made: Made) -> Output:
     """What was made of `filled`, with all of the attention."""
-    output = _output(tmp_path)
-    score(filled, output)
-    return output
+    return made(**SETTINGS)
 
 
 def _verify(data: Path | str, output: Output, **options: Any) -> VerificationReport:
@@ -74,15 +69,12 @@ def test_footers_of_the_output_are_read_once(filled: Path, output: Output, monke
 
 @pytest.mark.parametrize("saving", ["full", "top:3", "none"])
 @pytest.mark.parametrize(("long_rows", "version"), [("truncate", 1), ("truncate", 2), ("error", 2)])
-def test_right_output_has_no_problems(
-    filled: Path, tmp_path: Path, score: Callable[..., Any], saving: str, long_rows: str, version: int
-) -> None:
-    output = _output(tmp_path, saving, long_rows=long_rows, limits=ShardLimits(rows=20), format_version=version)
-    shards = score(filled, output, chunk_rows=7)
+def test_right_output_has_no_problems(filled: Path, made: Made, saving: str, long_rows: str, version: int) -> None:
+    settings = SETTINGS | {"limits": ShardLimits(rows=20), "long_rows": long_rows, "format_version": version}
+    output = made(saving, scoring={"chunk_rows": 7}, **settings)
 
     report = _verify(filled, output)
 
-    assert len(shards) == 2
     assert (report.problems, report.num_more, report.num_rows, report.num_files) == ((), 0, ROWS, 2)
 
 
@@ -90,17 +82,15 @@ THRESHOLDS = np.array([0.5, 0.6, 0.7], np.float32)
 
 
 @pytest.fixture
-def abstaining(filled: Path, tmp_path: Path, score: Callable[..., Any]) -> Output:
+def abstaining(filled: Path, made: Made) -> Output:
     """What was made of `filled` without predictions whose score is below the threshold of their class."""
-    output = _output(tmp_path, abstain_below="precision=0.9")
-    score(filled, output, thresholds=THRESHOLDS, chunk_rows=7)
-    return output
+    return made(scoring={"thresholds": THRESHOLDS, "chunk_rows": 7}, abstain_below="precision=0.9", **SETTINGS)
 
 
 def test_output_that_abstains_is_right_and_known_by_its_settings(filled: Path, abstaining: Output) -> None:
     assert _verify(filled, abstaining).problems == ()
 
-    always = Output(abstaining.root, OutputSettings(columns=Columns(keep=("origin",)), max_tokens=MAX_TOKENS))
+    always = Output(abstaining.root, OutputSettings(**SETTINGS))
     problems = [problem.what for problem in _verify(filled, always).problems]
     assert any("its footer has settings_digest" in what for what in problems)
 
@@ -125,11 +115,10 @@ def test_prediction_that_is_withheld_or_given_against_the_thresholds_is_found(fi
 
 
 def test_rows_without_an_id_column_are_right_by_their_position_in_the_input(
-    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+    put: Callable[..., Path], data: Path, made: Made
 ) -> None:
     put("part.parquet", TOKENS, row_group_size=13)
-    output = _output(tmp_path, columns=Columns(), limits=ShardLimits(rows=20))
-    score(data, output)
+    output = made(max_tokens=MAX_TOKENS, limits=ShardLimits(rows=20))
     assert _verify(data, output).problems == ()
 
     rewrite(_path(output, "predictions", "part-00001-of-00002.parquet"), set_value("id", 2, 2))
@@ -151,11 +140,10 @@ def test_rows_without_an_id_column_are_right_by_their_position_in_the_input(
     ids=lambda kept: str(kept.type),
 )
 def test_kept_columns_of_any_type_are_compared(
-    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any], kept: pa.Array
+    put: Callable[..., Path], data: Path, made: Made, kept: pa.Array
 ) -> None:
     put("part.parquet", [b"ab"] * 12, kept=kept)
-    output = _output(tmp_path, columns=Columns(keep=("kept",)))
-    score(data, output)
+    output = made(columns=Columns(keep=("kept",)))
     assert _verify(data, output).problems == ()
 
     if kept.null_count < len(kept):
@@ -228,12 +216,9 @@ ATTENTION_CHANGES: dict[str, tuple[str, Change, int, str]] = {
 
 
 @pytest.mark.parametrize("name", ATTENTION_CHANGES)
-def test_a_changed_value_of_the_attention_is_found_in_its_row(
-    filled: Path, tmp_path: Path, score: Callable[..., Any], name: str
-) -> None:
+def test_a_changed_value_of_the_attention_is_found_in_its_row(filled: Path, made: Made, name: str) -> None:
     saving, change, row, what = ATTENTION_CHANGES[name]
-    output = _output(tmp_path, saving)
-    score(filled, output)
+    output = made(saving, **SETTINGS)
     rewrite(_path(output, "attention"), change)
 
     problems = _verify(filled, output).problems
@@ -363,11 +348,10 @@ def test_one_flipped_bit_in_the_last_digits_of_a_weight_is_found(filled: Path, o
 
 
 def test_rows_are_told_by_their_position_in_the_file_however_it_is_read(
-    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+    put: Callable[..., Path], data: Path, made: Made
 ) -> None:
     put("part.parquet", [bytes([row % 251]) for row in range(5000)], row_group_size=1500)
-    output = _output(tmp_path, columns=Columns(), chunk_bytes=1000)
-    score(data, output)
+    output = made(chunk_bytes=1000)
     for kind in ("predictions", "attention"):
         rewrite(_path(output, kind), lambda table: table.take([*range(4200), 4201, 4200, *range(4202, 5000)]))
 
@@ -415,11 +399,7 @@ def test_an_input_that_cannot_be_read_is_a_problem_of_its_own(filled: Path, outp
     assert str(problem).startswith("note.parquet: the input can't be read: not a whole Parquet file")
 
 
-def test_rows_that_are_there_twice_under_another_cut_are_found(
-    filled: Path, tmp_path: Path, score: Callable[..., Any]
-) -> None:
-    output = _output(tmp_path)
-    score(filled, output)
+def test_rows_that_are_there_twice_under_another_cut_are_found(filled: Path, output: Output) -> None:
     for kind in ("predictions", "attention"):
         shutil.copy(_path(output, kind), _path(output, kind, "part-00000-of-00002.parquet"))
 
@@ -451,25 +431,10 @@ class TestVocabulary:
     TOKENS = pa.array([[1, 2], [3, 9], [4], [-1]], pa.list_(pa.int32()))
 
     @pytest.fixture
-    def output(self, put: Callable[..., Path], data: Path, tmp_path: Path) -> Output:
+    def scored(self, put: Callable[..., Path], made: Made) -> Output:
         """Scored with a vocabulary of five: rows 1 and 3 have an error."""
         put("part.parquet", self.TOKENS)
-        return _output(tmp_path, columns=Columns(), max_tokens=None)
-
-    @pytest.fixture
-    def scored(self, data: Path, output: Output, checkpoint: CheckpointId, plan: Callable[..., Any]) -> Output:
-        from storage.input.reading import read_shard
-        from storage.input.tokens import TokenRules, decode_tokens
-        from storage.output.predictions import write_shard
-
-        found, (shard,) = plan(data, output)
-        output.prepare(str(found.root))
-        with write_shard(output, shard, checkpoint, ("even", "odd", "third")) as writer:
-            for table in read_shard(found.root, shard, ["tokens"]):
-                rows = decode_tokens(table["tokens"], TokenRules(5))
-                weights = np.repeat(1 / np.diff(rows.offsets), np.diff(rows.offsets)).astype(np.float32)
-                writer.write(table, rows, np.full((2, 3), 1 / 3, np.float32), weights)
-        return output
+        return made(scoring={"num_tokens_known": 5})
 
     def test_errors_in_the_output_say_how_large_it_was(self, data: Path, scored: Output) -> None:
         assert _verify(data, scored).problems == ()
@@ -491,21 +456,17 @@ class TestVocabulary:
         assert f"predictions/part.parquet, row {row}: error is {said}, expected {expected}" in found
 
 
-def test_zero_rows_are_right(put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]) -> None:
+def test_zero_rows_are_right(put: Callable[..., Path], data: Path, made: Made) -> None:
     put("part.parquet", [])
-    output = _output(tmp_path, "top:2", columns=Columns())
-    score(data, output)
 
-    report = _verify(data, output)
+    report = _verify(data, made("top:2"))
 
     assert (report.problems, report.num_rows, report.num_files) == ((), 0, 1)
 
 
 def test_partitions_that_are_kept_are_not_looked_for_in_the_files(
-    put: Callable[..., Path], data: Path, tmp_path: Path, score: Callable[..., Any]
+    put: Callable[..., Path], data: Path, made: Made
 ) -> None:
     put("date=2026-11-01/part.parquet")
-    output = _output(tmp_path, columns=Columns(keep=("date",)))
-    score(data, output)
 
-    assert _verify(data, output).problems == ()
+    assert _verify(data, made(columns=Columns(keep=("date",)))).problems == ()
