@@ -26,7 +26,7 @@ from storage.errors import OutputError
 from storage.input.hive import partition_values
 from storage.input.sources import refuse_nested
 from storage.locations import Location, address_and_options, without_credentials
-from storage.output.layout import PREDICTIONS, Output
+from storage.output.layout import PREDICTIONS, STAMP_KEY, Output
 from storage.output.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Table:
             by = ", ".join(changes.partitions) or "nothing"
             raise OutputError(f"The Delta table {self.place} is partitioned by {by}, and {name} by {other[0]} as well.")
         with pq.ParquetFile(self.output.predictions(name).path, filesystem=self.output.root.filesystem) as file:
-            stamp = json.loads(file.metadata.metadata[b"attnlstm"])
+            stamp = json.loads(file.metadata.metadata[STAMP_KEY.encode()])
             schema = _delta_schema(file.schema_arrow, changes.partitions)
             changes.settle(schema, name)
             place, num_rows = self.place / path, file.metadata.num_rows
@@ -215,7 +215,7 @@ class Table:
 
     def _keys_of_output(self) -> set[str]:
         folder = self.output.root / PREDICTIONS
-        return {_key(folder.relative(info.path)) for info in folder.walk() if info.is_file}
+        return {_key(folder.relative(place.path)) for place in folder.files()}
 
 
 class _Changes:

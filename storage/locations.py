@@ -105,6 +105,11 @@ class Location:
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
 
+    def files(self, ending: str = "") -> list["Location"]:
+        """Every file below whose name ends so, in order of path; nothing if there is no such folder."""
+        found = (info.path for info in self.walk() if info.is_file and info.path.endswith(ending))
+        return [Location(self.filesystem, path) for path in found]
+
     def relative(self, path: str) -> str:
         """The part of `path` (as `walk` gives it) below this folder."""
         return path[len(self.path) :].lstrip("/")

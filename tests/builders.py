@@ -101,8 +101,8 @@ def write_random_rows(folder: Path, names: Iterable[str], num_rows: int = 100, n
 def scored_files(output: Path | str) -> Files:
     """Everything below the predictions and attention of an output: whole files and, were there any, temporary ones."""
     root = Location.parse(output)
-    infos = [info for kind in ("predictions", "attention") for info in (root / kind).walk() if info.is_file]
-    return {root.relative(info.path): Location(root.filesystem, info.path).read_bytes() for info in infos}
+    files = [file for kind in ("predictions", "attention") for file in (root / kind).files()]
+    return {root.relative(file.path): file.read_bytes() for file in files}
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **stamp: object) -> None:

@@ -33,14 +33,12 @@ FOLD_STEPS = 600
 class CrossValidated:
     """N rows, and what networks that never saw them make of them.
 
-    rows: int64 (N,), which of the labelled rows. labels, groups: (N,), theirs. shares: float32 (N, C), of each class
-    among the rows of the training. champion, challenger: (N, C), by their recipes; without a champion, the shares.
+    rows: int64 (N,), which of the labelled rows. shares: float32 (N, C), of each class among the rows of the training.
+    champion, challenger: (N, C), by their recipes; without a champion, the shares.
     """
 
     num_folds: int
     rows: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
     shares: npt.NDArray[np.float32]
     champion: npt.NDArray[np.float32]
     challenger: npt.NDArray[np.float32]
@@ -65,13 +63,9 @@ def cross_validate(
     recipes = [_recipe(each, rows) for each in (champion, challenger) if each]
     if None in recipes or len(np.unique(rows.groups)) < 3:
         return None
-    order = np.concatenate([np.flatnonzero(rows.splits == side) for side in SIDES])
-    sides = [rows.side(side) for side in SIDES]
-    lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in sides])
-    values = np.concatenate([values for values, _, _ in sides])
-    every = LabelledSequences(values, np.concatenate(([0], np.cumsum(lengths))), rows.labels[order])
-    groups = rows.groups[order]
-    folds = list(folds_of(groups))
+    order, values, offsets = rows.sides(SIDES)
+    every = LabelledSequences(values, offsets, rows.labels[order])
+    folds = list(folds_of(rows.groups[order]))
     by_recipe: dict[str, npt.NDArray[np.float32]] = {}
 
     def scored(config: "ModelConfig", settings: "TrainingSettings") -> npt.NDArray[np.float32]:
@@ -101,7 +95,7 @@ def cross_validate(
         shares[fold.held_out] = counts / counts.sum()
     *of_champion, p_challenger = [scored(*recipe) for recipe in recipes if recipe]
     p_champion = of_champion[0] if of_champion else shares
-    return CrossValidated(len(folds), order, every.labels, groups, shares, p_champion, p_challenger)
+    return CrossValidated(len(folds), order, shares, p_champion, p_challenger)
 
 
 def _recipe(stored: StoredCheckpoint, rows: LabelledRows) -> "tuple[ModelConfig, TrainingSettings] | None":

@@ -50,9 +50,9 @@ class Explanation:
         note = f"; the output withholds it, since it was to abstain below {self.withheld}" if self.withheld else ""
         return f"{self.prediction}, {self.probabilities[self.prediction]:.1%}{note}"
 
-    def likeliest(self, most: int = _MOST_NAMED) -> list[tuple[str, float]]:
+    def likeliest(self) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities."""
-        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:most]
+        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:_MOST_NAMED]
 
     def sentence(self) -> str:
         """What erasing the most attended tokens does, beside others, so that nobody takes shades for reasons."""

@@ -237,7 +237,8 @@ def _cross_validated(
     )
     compared = replace(compared, num_folds=found.num_folds)
     objections = _objections_to(compared, champion, rules)
-    if champion and not difference(rules.metric, found.labels, found.shares, found.challenger, found.groups).low > 0:
+    labels, groups = rows.labels[found.rows], rows.groups[found.rows]
+    if champion and not difference(rules.metric, labels, found.shares, found.challenger, groups).low > 0:
         objections.append(f"its cross-validated {NAMES[rules.metric]} is not shown to beat {_COMMONEST}")
     return compared, objections
 

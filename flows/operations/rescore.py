@@ -20,7 +20,7 @@ from flows.operations.score import LoadedCheckpoint, ScoredShard, ScoringJob, co
 from storage.errors import RegistryError
 from storage.input.columns import ATTENTION_COLUMNS
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRules, decode_tokens
+from storage.input.tokens import ANY_VOCABULARY, TokenRules, decode_tokens
 from storage.labelled.rows import LabelledRows
 from storage.labelled.split import TEST
 from storage.locations import Location
@@ -129,7 +129,7 @@ def _differences(
     """
     settings = planned.output.settings
     # Which rows can be scored was checked before; here those that have scores count.
-    rules = TokenRules(2**31, settings.max_tokens, settings.long_rows)
+    rules = TokenRules(ANY_VOCABULARY, settings.max_tokens, settings.long_rows)
     predictions, attention = open_predictions_file(planned.output, shard), open_attention_file(planned.output, shard)
     for piece in read_side_by_side(planned.source.root, shard, settings, predictions, attention):
         inside = chosen[(chosen >= piece.first) & (chosen < piece.first + piece.source.num_rows)] - piece.first

@@ -4,7 +4,6 @@ Owns which counts a report needs and which rows are worth a look. Everything is 
 passes over a few narrow columns, so memory does not grow with the rows. Knows nothing about what is made of the counts.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from storage.footers import FOOTER_READERS, Footer, read_footer
 from storage.input.hive import partition_values
 from storage.locations import Location
 from storage.output.frames import FILE, PLACE, scan_predictions_files
-from storage.output.layout import PREDICTIONS, STAMP_KEY, classes_in
+from storage.output.layout import PREDICTIONS, Stamp, classes_in, stamp_in
 
 NUM_BINS = 20
 """Bins of equal width over the probabilities 0 to 1."""
@@ -41,17 +40,14 @@ _MULTIPLIER = 0x9E3779B97F4A7C15  # Knuth's, for hashes of 64 bits, of which the
 class PredictionsFile:
     """A predictions file: name below `predictions/`, and what its footer says.
 
-    first: place of its first row among all rows that are counted. file, first_row: its input file, and where in it.
+    first: place of its first row among all rows that are counted. stamp: what it was made from.
     label_type: of the column of labels, "" without one; label: that of all rows, where it is a partition.
     """
 
     name: str
     first: int
     num_rows: int
-    file: str
-    first_row: int
-    fingerprint: str
-    checkpoint: str
+    stamp: Stamp
     classes: tuple[str, ...]
     label_type: str
     label: str | None
@@ -211,24 +207,19 @@ def _read_footers(
 
 
 def _describe(name: str, footer: Footer, first: int, label_column: str | None) -> PredictionsFile | str:
-    try:
-        stamp = json.loads(footer.key_values[STAMP_KEY])
-        schema = footer.schema
-        label = str(schema.field(label_column).type) if label_column in schema.names else ""
-        return PredictionsFile(
-            name,
-            first,
-            footer.metadata.num_rows,
-            stamp["file"],
-            stamp["first_row"],
-            stamp["fingerprint"],
-            stamp["checkpoint"],
-            tuple(map(str, classes_in(footer))),
-            label,
-            partition_values(name).get(label_column or ""),
-        )
-    except (KeyError, ValueError, TypeError):
+    stamp = stamp_in(footer)
+    if stamp is None:
         return "not written by attnlstm"
+    schema = footer.schema
+    return PredictionsFile(
+        name,
+        first,
+        footer.metadata.num_rows,
+        stamp,
+        tuple(map(str, classes_in(footer))),
+        str(schema.field(label_column).type) if label_column in schema.names else "",
+        partition_values(name).get(label_column or ""),
+    )
 
 
 def _open(

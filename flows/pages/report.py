@@ -111,9 +111,8 @@ def report_run(
 ) -> Report:
     """About what these runs scored, and nothing else of the output: one run, or those of a backfill, newest first.
 
-    address: the output as typed. source: the root of the input, or None for what the
-    output recorded. card: of the checkpoint that scored. num_rows: rows to
-    look at, 0 for none.
+    address: the output as typed. source: the root of the input, or None for what the output recorded. card: of the
+    checkpoint that scored. num_rows: rows to look at, 0 for none.
     """
     names = {shard.name for manifest in manifests for shard in manifest.shards}
     newest = manifests[0]
@@ -133,7 +132,7 @@ def report_output(address: str, registry: str, num_rows: int) -> Report:
     """
     output = existing_output(address)
     folder = output.root / PREDICTIONS
-    names = {folder.relative(info.path) for info in folder.walk() if info.is_file and info.path.endswith(".parquet")}
+    names = {folder.relative(place.path) for place in output.predictions_files()}
     manifests = list(islice(read_manifests(output.root), _MOST_RUNS))
     source = manifests[0].source if manifests else "unknown"
     facts = _facts_of_output(output, source, manifests)

@@ -92,8 +92,8 @@ def _rows_of(
         prediction = None if record["prediction"] is None else str(record["prediction"])
         label = record[label_column] if file.label_type else file.label
         yield Row(
-            file=file.file,
-            row=file.first_row + positions[i],
+            file=file.stamp.file,
+            row=file.stamp.first_row + positions[i],
             id=harmless(str(record["id"]), _LONGEST_TEXT),
             why=tuple(why[places[i]]),
             prediction=prediction,
@@ -128,13 +128,13 @@ def _tokens(
     output: Output, source: Location, file: PredictionsFile, positions: list[int]
 ) -> list[bytes | list[int | None] | None] | str:
     """Of each row its tokens, None for null; or why they can't be shown."""
-    place, column = source / file.file, output.settings.columns.tokens
+    place, column = source / file.stamp.file, output.settings.columns.tokens
     try:
-        if read_footer(place).fingerprint != file.fingerprint:
+        if read_footer(place).fingerprint != file.stamp.fingerprint:
             return "the source has changed since this row was scored"
     except (StorageError, OSError):
         return "the source can't be read from here"
-    table = _pick(place, [file.first_row + position for position in positions], [column])
+    table = _pick(place, [file.stamp.first_row + position for position in positions], [column])
     return table if isinstance(table, str) else _as_tokens(table[column])
 
 

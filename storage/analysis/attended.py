@@ -18,7 +18,7 @@ from storage.analysis.inputs import Inputs
 from storage.errors import FileError, OutputError, did_you_mean, first_line
 from storage.input.reading import read_shard
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRules, decode_tokens, holds_bytes
+from storage.input.tokens import ANY_VOCABULARY, TokenRules, decode_tokens, holds_bytes
 from storage.locations import Location
 from storage.output.frames import class_names
 from storage.output.layout import PREDICTION, Output
@@ -27,8 +27,6 @@ from storage.output.side_by_side import open_attention_file, open_predictions_fi
 
 # Distinct n-grams that are held at a time, of 32 bytes each.
 _MOST_HELD = 1 << 20
-# No vocabulary is this large: which rows can be scored is what the output says.
-_ANY_VOCABULARY = 2**31
 _MOST_NAMED = 10
 
 
@@ -107,7 +105,7 @@ def _rows_of(output: Output, root: Location, shard: Shard, name: str) -> Iterato
     """Raises FileError if a file of the shard can't be read."""
     settings = output.settings
     column = settings.columns.tokens
-    rules = TokenRules(_ANY_VOCABULARY, settings.max_tokens, settings.long_rows)
+    rules = TokenRules(ANY_VOCABULARY, settings.max_tokens, settings.long_rows)
     predictions, attention = open_predictions_file(output, shard), open_attention_file(output, shard)
     assert attention is not None, "the output has attention"
     names = ["positions", "weights"] if settings.attention.kind == "top" else ["weights"]

@@ -5,7 +5,7 @@ say it: those are `contracts` and `views`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -53,7 +53,6 @@ _LOGICAL: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (pt.is_map, "object"),
     (pt.is_nested, "array"),
 )
-
 
 _PLAIN_NAME = re.compile("[a-z_][a-z0-9_]*")
 
@@ -174,11 +173,10 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _columns(output: Output, part: Part, folder: str) -> tuple[OutputColumn, ...]:
-    place = output.root / folder
-    first = next(_parquet_files(place), None)
-    if first is None:
+    files = (output.root / folder).files(".parquet")
+    if not files:
         raise OutputError(f"{output.root} has no {part} yet.")
-    schema = read_footer(Location(place.filesystem, first)).schema
+    schema = read_footer(files[0]).schema
     never_null = {column.name for column in COLUMNS[part] if column.null == "never" and column.name != KEPT}
     return tuple(
         OutputColumn(column.name, column.type, describe(part, column.name).comment, column.name in never_null)
@@ -189,16 +187,11 @@ def _columns(output: Output, part: Part, folder: str) -> tuple[OutputColumn, ...
 def _tokens(source: str, name: str) -> tuple[str, str] | None:
     """The column of tokens of a source, and what it holds, by its first file."""
     with suppress(FileError, OSError, pa.ArrowException):
-        root = Location.parse(source)
-        for path in _parquet_files(root):
-            column = find_column(read_footer(Location(root.filesystem, path)).schema, name)
+        for place in Location.parse(source).files(".parquet"):
+            column = find_column(read_footer(place).schema, name)
             if column is None:
                 return None
             kind = _plain(column.type)
             is_text = any(check(kind) for check in (pt.is_string, pt.is_large_string, pt.is_string_view))
             return name, "text" if is_text else "bytes" if holds_bytes(kind) else "ids"
     return None
-
-
-def _parquet_files(root: Location) -> Iterator[str]:
-    return (info.path for info in root.walk() if info.is_file and info.path.endswith(".parquet"))

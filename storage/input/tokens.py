@@ -19,6 +19,10 @@ ACCEPTED = "binary, string, or a list of integers"
 _OUTSIDE, _TOO_LONG = "a token id outside", "longer than"
 _OUTSIDE_ERROR = re.compile(rf"{_OUTSIDE} 0\.\.(\d+)")
 _TOO_LONG_ERROR = re.compile(rf"{_TOO_LONG} (\d+) tokens")
+
+ANY_VOCABULARY = 2**31
+"""Larger than any: for rows of which an output says which can be scored."""
+
 _NULLS = pa.list_(pa.uint8())
 """How a column of type null, or of lists of it, is read: pandas and Polars write them where no row has a token."""
 
@@ -147,11 +151,17 @@ def may_be_mended(error: str, rules: TokenRules) -> bool:
     That is one of a token id which the vocabulary has now, or one that was too long and is not too long by now. What
     else is wrong is wrong with the input.
     """
-    if outside := _OUTSIDE_ERROR.fullmatch(error):
-        return rules.num_tokens_known > int(outside[1]) + 1
+    if known := vocabulary_in(error):
+        return rules.num_tokens_known > known
     if too_long := _TOO_LONG_ERROR.fullmatch(error):
         return rules.long_rows != "error" or rules.max_tokens is None or rules.max_tokens > int(too_long[1])
     return False
+
+
+def vocabulary_in(error: str) -> int | None:
+    """How many token ids were known where a row got this error; None if the error is another one."""
+    outside = _OUTSIDE_ERROR.fullmatch(error)
+    return int(outside[1]) + 1 if outside else None
 
 
 def any_too_long(rows: TokenRows) -> bool:

@@ -4,6 +4,7 @@ Owns the spool that tokens are gathered in. Knows nothing about Parquet or colum
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import IO
@@ -87,6 +88,14 @@ class LabelledRows:
         """(values, offsets, labels) of the rows on one side of the split, in order. Values are not copied."""
         chosen = self.splits == split
         return self.values[split], np.concatenate(([0], np.cumsum(self.lengths[chosen]))), self.labels[chosen]
+
+    def sides(
+        self, splits: Sequence[int]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer], npt.NDArray[np.int64]]:
+        """(rows, values, offsets) of the rows on several sides, one side after the other. rows: (N,), which ones."""
+        rows = np.concatenate([np.flatnonzero(self.splits == split) for split in splits])
+        values = np.concatenate([self.values[split] for split in splits])
+        return rows, values, np.concatenate(([0], np.cumsum(self.lengths[rows])))
 
     def place(self, row: int) -> str:
         """Where a row is, for people: its file and its position there, from 0."""

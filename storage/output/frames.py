@@ -131,8 +131,7 @@ class _Part:
         output = os.fspath(place)
         folder = Location.parse(output) / part
         address, options = address_and_options(output)
-        found = (info for info in folder.walk() if info.is_file and info.path.endswith(".parquet"))
-        names = sorted(folder.relative(info.path) for info in found)
+        names = [folder.relative(place.path) for place in folder.files(".parquet")]
         if not names:
             raise OutputError(
                 f"{without_credentials(output)} has no {part}. Check the path, and what `save_attention` was set to."

@@ -214,9 +214,7 @@ class Output:
 
     def predictions_files(self) -> list[Location]:
         """The predictions files that are there, whatever they are of, in order of their names."""
-        folder = self.root / PREDICTIONS
-        found = (info.path for info in folder.walk() if info.is_file and info.path.endswith(".parquet"))
-        return [Location(folder.filesystem, path) for path in sorted(found)]
+        return (self.root / PREDICTIONS).files(".parquet")
 
     @classmethod
     def open(
@@ -271,16 +269,14 @@ class Output:
             return
         if place.type == pafs.FileType.File:
             raise OutputError(f"The output {self.root} is a file; an output is a folder.")
-        try:
-            content = (self.root / OUTPUT_RECORD).read_bytes()
-        except FileNotFoundError:
+        recorded = _read_record(self.root)
+        if not recorded:
             if any((self.root / folder).is_folder() for folder in (PREDICTIONS, ATTENTION)):
                 raise OutputError(
                     f"The output {self.root} has predictions but no {OUTPUT_RECORD}, so what made them can't be told. "
                     "Write to another folder."
-                ) from None
+                )
             return
-        recorded = _parse(self.root, content)
         wanted = self._record(source)
         there = {name: wanted[name] for name in self.settings.also} | recorded
         _refuse_other(self.root, there, wanted, self.settings, self.may_lengthen)

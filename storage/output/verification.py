@@ -7,7 +7,6 @@ scoring again can tell.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from storage.input.columns import ATTENTION_COLUMNS, PREDICTION_COLUMNS, ROW
 from storage.input.hive import partition_values
 from storage.input.reading import decode_rows
 from storage.input.shards import Shard
-from storage.input.tokens import TokenRows, TokenRules, any_too_long
+from storage.input.tokens import ANY_VOCABULARY, TokenRows, TokenRules, any_too_long, vocabulary_in
 from storage.locations import Location
 from storage.output.carried import as_read_back
 from storage.output.layout import STAMP_KEY, AttentionSaving, Output, Stamp, classes_in, thresholds_in
@@ -44,9 +43,6 @@ from storage.output.side_by_side import (
 )
 from storage.registry.checkpoints import CheckpointId
 
-# No vocabulary is this large: for tokens where nothing says how large it was.
-_UNKNOWN_VOCABULARY = 2**31
-_OUTSIDE_VOCABULARY = re.compile(r"a token id outside 0\.\.(\d+)")
 _TYPES = {
     "prediction": pa.string(),
     "score": pa.float32(),
@@ -294,9 +290,9 @@ def _vocabulary_by_errors(predictions: OutputFile) -> int:
     sizes: set[int] = set()
     with predictions.rows(["error"]) as reader:
         while (table := reader.take(_ERRORS_AT_ONCE)).num_rows:
-            errors = (_OUTSIDE_VOCABULARY.fullmatch(error or "") for error in pc.unique(table["error"]).to_pylist())
-            sizes |= {int(match.group(1)) + 1 for match in errors if match}
-    return sizes.pop() if len(sizes) == 1 else _UNKNOWN_VOCABULARY
+            errors = pc.unique(table["error"]).drop_null().to_pylist()
+            sizes |= {known for error in errors if (known := vocabulary_in(error))}
+    return sizes.pop() if len(sizes) == 1 else ANY_VOCABULARY
 
 
 def _first_rows(rows: TokenRows, count: int) -> TokenRows:

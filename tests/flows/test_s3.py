@@ -153,8 +153,8 @@ def test_run_that_has_lost_its_hold_commits_nothing_more(
     s3: Callable[[str], str], registry: str, dataset: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take_over(*_: object) -> None:
-        for info in (Location.parse(s3("out")) / ".leases").walk():
-            Location(Location.parse(s3("out")).filesystem, info.path).delete()
+        for lease in (Location.parse(s3("out")) / ".leases").files():
+            lease.delete()
 
     monkeypatch.setattr(flows.classify, "clear_superseded", take_over)
     state: State[object] = classify(str(dataset), s3("out"), registry=registry, return_state=True)

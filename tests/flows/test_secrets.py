@@ -49,8 +49,7 @@ def database_after(prefect_database: Path) -> Callable[..., str]:
 
 
 def files_below(*places: Location) -> dict[str, bytes]:
-    found = [Location(place.filesystem, info.path) for place in places for info in place.walk() if info.is_file]
-    return {str(place): place.read_bytes() for place in found}
+    return {str(file): file.read_bytes() for place in places for file in place.files()}
 
 
 # --- credentials in a parameter

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
 
 from storage.errors import OutputError
@@ -126,7 +125,7 @@ def store(s3: Callable[[str], str]) -> Location:
 
 
 def leases(store: Location) -> list[str]:
-    return [info.path for info in (store / ".leases").walk() if info.type == pafs.FileType.File]
+    return [lease.path for lease in (store / ".leases").files()]
 
 
 def test_second_run_in_a_store_is_told_who_holds_the_output_until_a_killed_holder_runs_out(

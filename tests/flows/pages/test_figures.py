@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.pages.figures import OTHER, Figures, count_predictions
+from storage.output.layout import Stamp
 
 NAMES = [f"date={date}/part-0.parquet" for date in ("2026-11-01", "2026-11-02", "2026-11-04", "2026-11-05")]
 
@@ -113,8 +114,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             "error": [None, None, "tokens are null"],
             "checkpoint": ["v1"] * 3,
         }
-        stamp = {"file": name, "first_row": 0, "fingerprint": "f", "checkpoint": "v1"}
-        metadata = {"attnlstm": json.dumps(stamp), "classes": json.dumps(classes)}
+        stamp = Stamp(name, "f", 0, 3, "v1", "d", "s", 2)
+        metadata = {"attnlstm": stamp.to_json(), "classes": json.dumps(classes)}
         pq.write_table(pa.table(given | columns).replace_schema_metadata(metadata), path)
         return path
 
