@@ -68,6 +68,7 @@ class Table:
     def of(cls, place: str, output: Output, source: Location) -> "Table":
         """The table at a path or URI. Raises OutputError if it can't be that of this output, and says why."""
         _imported()
+        _check_names(output.settings.columns.keep)  # known before anything is scored; the rest is in the files
         table = cls(Location.parse(place), *address_and_options(place), output)
         refuse_nested(source, table.place)
         refuse_nested(output.root / PREDICTIONS, table.place)
@@ -247,15 +248,19 @@ def _tables(file: pq.ParquetFile, schema: pa.Schema, name: str) -> Iterator[pa.T
         yield table.append_column(FILE, pa.repeat(name, len(table))).cast(schema)
 
 
-def _delta_schema(schema: pa.Schema, partitions: Collection[str]) -> pa.Schema:
-    """The columns of a file as a Delta table can have them. Raises OutputError if one can't be in any."""
-    names = [*schema.names, *partitions]
+def _check_names(names: Sequence[str]) -> None:
+    """Raises OutputError if columns of these names can't be in a Delta table beside FILE."""
     for name in [*names, FILE]:
         if _NO_COLUMN & set(name) or names.count(name) > (name != FILE):
-            why = "is there already" if name in schema.names and not _NO_COLUMN & set(name) else "is no name for it"
+            why = "is no name for it" if _NO_COLUMN & set(name) else "is there already"
             raise OutputError(
                 f"A Delta table needs a column of each name once, and {name!r} {why}. Leave it out of keep."
             )
+
+
+def _delta_schema(schema: pa.Schema, partitions: Collection[str]) -> pa.Schema:
+    """The columns of a file as a Delta table can have them. Raises OutputError if one can't be in any."""
+    _check_names([*schema.names, *partitions])
     fields = []
     for field in schema:
         try:

@@ -208,6 +208,14 @@ def test_columns_that_no_delta_table_has_are_refused(
         published(place, data, output)
 
 
+def test_names_that_no_delta_table_has_are_refused_before_anything_is_scored(
+    data: Path, tmp_path: Path, place: str
+) -> None:
+    output = Output(Location.parse(tmp_path / "output"), OutputSettings(columns=Columns(keep=("file",))))
+    with pytest.raises(OutputError, match="'file' is there already"):
+        Table.of(place, output, Location.parse(data))
+
+
 def test_an_object_store_holds_output_and_table_alike(
     put: Callable[..., Path], score: Callable[..., Any], data: Path, s3: Callable[[str], str]
 ) -> None:
