@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := $(or $(ATTNLSTM_TEST_DATA),../shared/data)
+PRESET ?= reference
 STUDY_SETS := $(wildcard $(DATA)/names $(DATA)/splice $(DATA)/sms_spam)
 
 .DEFAULT_GOAL := help
@@ -37,10 +38,10 @@ bench: .venv/installed-bench ## Measure speed against other ways to do it (two h
 growth: .venv/installed-bench ## Ten thousand to ten million rows: time and memory
 	@$(BIN)/python tests/benchmarks/run.py --only growth --folder bench --results tests/benchmarks/results
 
-study: .venv/installed-test ## Measure what attention is worth (some ten minutes); goes on where it was stopped
+study: .venv/installed-test ## Measure what attention is worth (some ten minutes, PRESET=reference); goes on when stopped
 	@$(BIN)/attnlstm sample study/sample --rows 4000 --fragment-bytes 64
-	@$(BIN)/python tests/benchmarks/study/run.py study/sample $(STUDY_SETS) --rows 2000 --epochs 12 --out study/out
-	@mkdir -p tests/benchmarks/results && cp study/out/study.* tests/benchmarks/results/
+	@$(BIN)/python tests/benchmarks/study/run.py study/sample $(STUDY_SETS) --preset $(PRESET) --rows 2000 --epochs 12 --out study/out
+	@mkdir -p tests/benchmarks/results && cp study/out/study*.* tests/benchmarks/results/
 
 kills: .venv/installed-test ## Kill scoring a thousand times (some ten minutes on two cores)
 	@ATTNLSTM_KILL_ROUNDS=1000 $(BIN)/python -m pytest -s tests/flows/test_kills.py -k 'scoring or fault'

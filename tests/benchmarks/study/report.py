@@ -83,7 +83,7 @@ def _tally(comparisons: Sequence[Comparison], words: dict[Finding, str]) -> str:
     return ", ".join(f"{counts[finding]} {word}" for finding, word in words.items() if counts[finding])
 
 
-def markdown(sets: Sequence[SetFigures], descriptions: dict[str, str], picture: str) -> str:
+def markdown(sets: Sequence[SetFigures], descriptions: dict[str, str], preset: str, picture: str) -> str:
     """The whole report. descriptions: the rows of each set in a line. picture: the file's name."""
     num_seeds = sets[0].num_seeds
     claims = "\n".join(f"- **{claim}.** {text}" for claim, text in verdict(sets).items())
@@ -92,7 +92,7 @@ def markdown(sets: Sequence[SetFigures], descriptions: dict[str, str], picture: 
     return f"""\
 # Does attention help?
 
-Five ways to pool the states of the same bidirectional LSTM (the reference sizes), trained with the same \
+Five ways to pool the states of the same bidirectional LSTM (preset {preset}), trained with the same \
 settings for the same epochs on whole rows, {num_seeds} seeds each. No training stops early. The weights \
 that are best on the validation rows are measured on the test rows.
 

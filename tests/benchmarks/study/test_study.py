@@ -17,6 +17,7 @@ import pytest
 
 import trainings
 from attnlstm.training.schedule import usual_epochs
+from attnlstm.training.settings import preset
 from figures import WAY_TO_BEST, SetFigures, summarise
 from poolings import POOLINGS, Pooling
 from report import draw_curves, markdown, verdict
@@ -58,7 +59,7 @@ def record(out: Path) -> dict[str, Any]:
 
 
 def test_the_script_writes_tables_picture_and_every_training(finished: Path) -> None:
-    assert len(list((finished / "trainings" / "letters").iterdir())) == 2 * len(POOLINGS)
+    assert len(list((finished / "trainings" / "reference" / "letters").iterdir())) == 2 * len(POOLINGS)
     text = (finished / "study.md").read_text()
     assert all(sentence in text for sentence in record(finished)["verdict"].values())
     assert "- letters: 90 rows (" in text
@@ -74,13 +75,13 @@ def test_a_study_trains_only_what_is_not_there_or_damaged_or_of_other_settings(
     names: list[str] = []
     train_once = trainings.train_once
 
-    def noted(pooling: Pooling, rows: Any, settings: Any) -> Outcome:
+    def noted(pooling: Pooling, chosen: Any, rows: Any, settings: Any) -> Outcome:
         names.append(f"{pooling}-{settings.seed}")
-        return train_once(pooling, rows, settings)
+        return train_once(pooling, chosen, rows, settings)
 
     monkeypatch.setattr(trainings, "train_once", noted)
     out = shutil.copytree(finished, tmp_path / "out")
-    file = out / "trainings" / "letters" / "mean-1.json"
+    file = out / "trainings" / "reference" / "letters" / "mean-1.json"
     file.write_bytes(file.read_bytes()[:100])
     study([str(labelled)], out, **TINY)
     assert names == ["mean-1"]
@@ -108,9 +109,9 @@ def test_sides_keep_their_shares_and_the_budget_is_all_epochs_on_whole_rows(labe
     for all_rows, fewer in zip(whole.sides, some.sides, strict=True):
         assert len(fewer) == round(len(all_rows) * 60 / 131)
     assert digest_of(some.sides[0]) == digest_of(read_set(str(labelled), 60).sides[0])
-    settings = budget(whole, 5, 9)
+    settings = budget(preset("reference"), whole, 5, 9)
     assert (settings.seed, settings.epochs, settings.patience, settings.crop_tokens) == (5, 9, 9, None)
-    assert budget(whole, 5, None).epochs == usual_epochs(math.ceil(len(whole.sides[0]) / 64))
+    assert budget(preset("reference"), whole, 5, None).epochs == usual_epochs(math.ceil(len(whole.sides[0]) / 64))
     counts = [list(whole.sides[0].labels).count(label) for label in range(3)]
     losses = [-math.log(counts[label] / sum(counts)) for label in whole.sides[1].labels]
     assert whole.shares_loss() == pytest.approx(statistics.fmean(losses))
@@ -204,8 +205,9 @@ def test_the_verdict_says_yes_only_if_all_agree() -> None:
     assert slowdowns.startswith("As published, true here; with attention over time, as it was meant, not true here.")
 
 
-def test_the_page_of_results_follows_from_its_record(tmp_path: Path) -> None:
-    kept = json.loads((RESULTS / "study.json").read_text())
+@pytest.mark.parametrize(("stem", "preset_name"), [("study", "reference"), ("study-small", "small")])
+def test_the_page_of_results_follows_from_its_record(stem: str, preset_name: str, tmp_path: Path) -> None:
+    kept = json.loads((RESULTS / f"{stem}.json").read_text())
     found = {name: [Outcome(**each) for each in outcomes] for name, outcomes in kept["trainings"].items()}
     sets = []
     for each in kept["sets"]:
@@ -213,7 +215,7 @@ def test_the_page_of_results_follows_from_its_record(tmp_path: Path) -> None:
         shares_loss = (each["loss"] - WAY_TO_BEST * least) / (1 - WAY_TO_BEST)
         sets.append(summarise(each["name"], found[each["name"]], shares_loss))
     assert verdict(sets) == kept["verdict"]
-    assert markdown(sets, kept["descriptions"], "study.svg") == (RESULTS / "study.md").read_text()
+    assert markdown(sets, kept["descriptions"], preset_name, f"{stem}.svg") == (RESULTS / f"{stem}.md").read_text()
     draw_curves(sets, found, tmp_path / "study.svg")
     picture = (tmp_path / "study.svg").read_text()
     for text in (*kept["descriptions"], "validation loss (nats)", "the loss to reach", "multihead as published"):

@@ -22,12 +22,10 @@ from attnlstm.process import num_cores
 from attnlstm.training.loop import train
 from attnlstm.training.rows import LabelledSequences, crop
 from attnlstm.training.schedule import usual_epochs
-from attnlstm.training.settings import TrainingSettings, preset
+from attnlstm.training.settings import Preset, TrainingSettings
 from poolings import POOLINGS, Pooling, make_network
 from storage.labelled.source import LabelledSource
 from storage.labelled.split import TEST, TRAIN, VALIDATION
-
-SIZES = preset("reference")
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,18 @@ class Outcome:
         return next((epoch for epoch, found in enumerate(self.validation_loss, 1) if found <= loss), None)
 
 
-def budget(rows: LabelledSet, seed: int, epochs: int | None) -> TrainingSettings:
+def budget(chosen: Preset, rows: LabelledSet, seed: int, epochs: int | None) -> TrainingSettings:
     """Whole rows and all of the epochs. epochs: None for as many as suit the number of rows."""
-    num_epochs = epochs or usual_epochs(math.ceil(len(rows.sides[0]) / SIZES.settings().batch_rows))
-    return SIZES.settings(seed=seed, crop_tokens=None, epochs=num_epochs, patience=num_epochs)
+    num_epochs = epochs or usual_epochs(math.ceil(len(rows.sides[0]) / chosen.settings().batch_rows))
+    return chosen.settings(seed=seed, crop_tokens=None, epochs=num_epochs, patience=num_epochs)
 
 
-def train_once(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings) -> Outcome:
+def train_once(pooling: Pooling, chosen: Preset, rows: LabelledSet, settings: TrainingSettings) -> Outcome:
     """Train a fresh network, keep the weights that are best on the validation rows, and measure them on the test rows.
 
     The torch engine scores, since it runs a network's own pooling; its batches hold rows of similar length.
     """
-    config = _config(pooling, rows)
+    config = _config(pooling, chosen, rows)
     network = make_network(pooling, config, settings.seed)
     train_rows, validation_rows, test_rows = rows.sides
     result = train(config, settings, train_rows, validation_rows, network=network)
@@ -126,9 +124,14 @@ def digest_of(rows: LabelledSequences) -> str:
     return digest.hexdigest()
 
 
-def trained(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings, file: Path) -> Outcome:
+def trained(pooling: Pooling, chosen: Preset, rows: LabelledSet, settings: TrainingSettings, file: Path) -> Outcome:
     """The outcome that `file` holds, if it is of the same rows and settings; otherwise that of a training, now."""
-    parts = [torch.__version__, pooling, _config(pooling, rows).to_json(), asdict(replace(settings, threads=None))]
+    parts = [
+        torch.__version__,
+        pooling,
+        _config(pooling, chosen, rows).to_json(),
+        asdict(replace(settings, threads=None)),
+    ]
     parts += [digest_of(side) for side in rows.sides]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     try:
@@ -137,11 +140,11 @@ def trained(pooling: Pooling, rows: LabelledSet, settings: TrainingSettings, fil
             return Outcome(**record["outcome"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # there is none yet, or a kill left half of it
-    outcome = train_once(pooling, rows, settings)
+    outcome = train_once(pooling, chosen, rows, settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"digest": digest, "outcome": asdict(outcome)}, indent=1))
     return outcome
 
 
-def _config(pooling: Pooling, rows: LabelledSet) -> ModelConfig:
-    return SIZES.config(rows.classes, attention=POOLINGS[pooling][1])
+def _config(pooling: Pooling, chosen: Preset, rows: LabelledSet) -> ModelConfig:
+    return chosen.config(rows.classes, attention=POOLINGS[pooling][1])
