@@ -69,7 +69,7 @@ class FusedGradients:
         seed: int,
         workers: Executor,
     ) -> None:
-        from attnlstm.training.fused import kernel, tiles
+        from attnlstm.training.fused import kernel, passes, tiles
 
         self._config = config = network.config
         self._class_weights = class_weights.astype(np.float64)
@@ -77,7 +77,7 @@ class FusedGradients:
         self._seed = seed
         self._workers = workers
         self._run_group, self._prepare, self._add_to_tables, self._finish = kernel.compile_step()
-        self._new_slots, self._record = kernel.new_slots, tiles.RECORD
+        self._new_slots, self._record = passes.new_slots, tiles.RECORD
 
         named = dict(network.named_parameters())
         # Tables of n-grams are read, and get their gradients, where they are.
@@ -85,7 +85,7 @@ class FusedGradients:
         self._tables, self._of_tables = tables.detach().numpy(), np.zeros(tables.shape, np.float32)
         if config.longest_ngram > 1:
             tables.grad = torch.from_numpy(self._of_tables)
-        self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, kernel.LANES)
+        self._layout = layout = Layout(config, {name: tuple(each.shape) for name, each in named.items()}, passes.LANES)
         self._parameters = [each.detach().numpy().reshape(-1) for each in named.values()]
         self._flat = np.zeros(layout.num_parameters + 1, np.float32)
         flat_weights = aligned((layout.weights.size,))
