@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import Flow, State, get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
@@ -100,10 +101,10 @@ def test_server_refuses_a_list_with_credentials() -> None:
 
 def test_command_refuses_credentials_before_there_is_a_run(attnlstm: Callable[..., Any], prefect_server: str) -> None:
     uri = REFUSED[1]
+    ended = attnlstm("classify", uri, "out")
     with get_client(sync_client=True) as client:
-        before = len(client.read_flow_runs())
-        ended = attnlstm("classify", uri, "out")
-        assert len(client.read_flow_runs()) == before
+        newest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+    assert all(run.parameters["source"] != uri for run in newest if "source" in run.parameters)
 
     assert ended.code == 1
     assert ended.err.startswith("Error: source is ")
