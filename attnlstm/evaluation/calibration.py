@@ -68,7 +68,7 @@ def fit_biases(
 
     Together with a temperature they have the least log loss, beside what it costs a bias to be far from 0. They mend
     what a temperature cannot: a class whose rows the network knows by heart gets too little of what it has not seen.
-    All 0 unless the rows gain a nat for each bias, less than which chance alone gives on average (Akaike 1974).
+    All 0 unless the rows gain more than a nat for each bias, so that chance does not pass for a gain (Akaike 1974).
     Arguments and errors as of `fit_temperature`.
     """
     counts = np.ones(len(logits)) if weights is None else weights.astype(np.float64)
