@@ -184,7 +184,7 @@ def belongings(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) ->
     with contextlib.chdir(folder):
         for command in (
             "attnlstm sample labelled --rows 1200 --fragment-bytes 64 --days 3",
-            "attnlstm retrain labelled --registry registry --preset reference --epochs 6",
+            "attnlstm retrain labelled --registry registry --preset reference --epochs 30",
         ):
             code, printed = Reader({}).run(command)
             assert code == 0, printed
