@@ -90,7 +90,8 @@ def fit_biases(
         # Not a matrix product: its sums would depend on the number of threads.
         curvature = np.diag(of_class.sum(axis=0) + 1 / BIAS_DEVIATION**2) - np.einsum("nc,nd->cd", of_class, p)
         step = temperature * np.linalg.solve(curvature, slope)
-        while loss(biases - step, temperature) > loss(biases, temperature) and np.abs(step).max() > SMALLEST_STEP:
+        before = loss(biases, temperature)
+        while loss(biases - step, temperature) > before and np.abs(step).max() > SMALLEST_STEP:
             step /= 2
         biases -= step
         temperature = fit_temperature(logits + biases, labels, weights)
