@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import errno
 import gc
+import http.client
 import importlib
 import os
 import signal
@@ -27,20 +28,29 @@ from pathlib import Path
 _START_SECONDS = 180
 _STOP_SECONDS = 10
 
-# What flows import when they run, and take seconds for: it may as well be while the server starts.
-_FLOWS_IMPORT = ("torch", "attnlstm.engines.fused_cpu.kernel")
+# What flows import when they run, themselves or by way of Prefect.
+_FLOWS_IMPORT = (
+    "attnlstm.checkpoint",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
+    "fastapi.encoders",
+    "anyio._backends._asyncio",
+)
 
 # Prefect's own default for the port of its page.
 PAGE_PORT = 4200
 
 # What Prefect sets for a server that serves one process: no page, and no more services than a run needs. Types of
 # blocks are for a server with a page: to register them, every integration of Prefect that is installed is imported.
+# States of task runs are recorded some seconds later, or as the server ends: one by one they take a core from scoring.
 _OF_ONE_COMMAND = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
     "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "0",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
 }
 
 # Slots of deployments that outlive the server: a run whose slot is gone is ended by Prefect.
@@ -57,7 +67,8 @@ class CommandServer:
 
     def __init__(self, page_port: int | None = None) -> None:
         with _listen(page_port or 0) as listening, _without_stops():
-            self.api_url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            port = listening.getsockname()[1]
+            self.api_url = f"http://127.0.0.1:{port}/api"
             settings = {"PREFECT_UI_API_URL": self.api_url} | _OF_A_PAGE if page_port else _OF_ONE_COMMAND
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(listening.fileno())],
@@ -67,20 +78,33 @@ class CommandServer:
                 pass_fds=[listening.fileno()],
             )
         atexit.register(self.stop)
+        self._failure: Exception | None = None
+        self._waking = threading.Thread(target=self._wake, args=[port], daemon=True)
+        self._waking.start()
+
+    def _wake(self, port: int) -> None:
+        """Ask until it answers like one that is at work: after its first answer it starts its services, and is busy
+        with that for half a second."""
+        try:
+            for path in ("/api/health", "/api/admin/version"):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
+                with contextlib.closing(connection):
+                    connection.request("GET", path)
+                    status = connection.getresponse().status
+                if status != http.client.OK:
+                    raise http.client.HTTPException(f"{path} is answered with {status}")
+        except (OSError, http.client.HTTPException) as error:
+            self._failure = error
 
     def wait(self) -> None:
         """Return once the server answers. Raises RuntimeError if it ended instead."""
-        import httpx
-
-        try:
-            with httpx.Client(timeout=_START_SECONDS, trust_env=False) as client:
-                client.get(f"{self.api_url}/health").raise_for_status()
-        except httpx.HTTPError as error:
+        self._waking.join()
+        if self._failure is not None:
             self.stop()
             raise RuntimeError(
-                f"Prefect's server did not start ({type(error).__name__}). What it printed is above; with a server of "
-                "your own, set PREFECT_API_URL."
-            ) from error
+                f"Prefect's server did not start ({type(self._failure).__name__}). What it printed is above; with a "
+                "server of your own, set PREFECT_API_URL."
+            ) from self._failure
 
     def stop(self) -> None:
         """End the server, if it is still there."""
@@ -171,15 +195,32 @@ def start_prefect(page_port: int | None = None) -> None:
     if _server is None:
         return
     if page_port is None:
-        _import_flows()
+        _rehearse()
         _without_heartbeats()
     _server.wait()
 
 
-def _import_flows() -> None:
-    for module in _FLOWS_IMPORT:
-        with contextlib.suppress(ImportError):  # whoever needs it says so
+def _rehearse() -> None:
+    """Have what a run would load in its course loaded: libraries, an engine's compiled code, the page's templates.
+
+    It takes a second or two, which may as well be while the server starts.
+    """
+    with contextlib.suppress(ImportError):  # whoever needs it says so
+        for module in _FLOWS_IMPORT:
             importlib.import_module(module)
+        import numpy as np
+        import pyarrow as pa
+
+        from attnlstm.config import ModelConfig
+        from attnlstm.engines import open_engine
+        from attnlstm.network import AttentionLSTM
+        from flows.pages.page import render_page
+        from flows.pages.report import Report
+
+        pa.array(np.zeros(1))  # loads pandas, if it is installed
+        render_page(Report("", "", (), {}))
+        engine = open_engine(AttentionLSTM(ModelConfig(classes=("a", "b"))), "cpu")
+        engine.score(np.zeros(1, np.uint8), np.array([0, 1]))
 
 
 def _without_heartbeats() -> None:

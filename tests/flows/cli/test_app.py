@@ -3,9 +3,11 @@
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,8 @@ def test_commands_bring_a_prefect_server_of_their_own_where_there_is_none(
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "420 in 4 shards" in done.stdout
-    assert (tmp_path / "prefect" / "prefect.db").exists()
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:  # it recorded all before it ended
+        states = database.execute("SELECT DISTINCT state_type FROM task_run").fetchall()
+    assert states == [("COMPLETED",)]
     assert not (tmp_path / "prefect" / "memo_store.toml").exists()  # of types of blocks, which take seconds
     assert len(list((tmp_path / "output" / "predictions").rglob("*.parquet"))) == 4
