@@ -14,7 +14,7 @@ from flows.operations.score import LoadedCheckpoint, ScoringJob, check_checkpoin
 from flows.orchestration.credentials import refuse_stored_credentials
 from flows.orchestration.events import emit_partitions, emit_run_ended, materialise_output
 from flows.orchestration.facts import counted, first_errors_in_words, run_summary
-from flows.orchestration.report import leave_page, publish_report
+from flows.orchestration.report import leave_page, publish_report, publish_tables
 from flows.orchestration.runners import check_runner, open_workers
 from flows.orchestration.scheduled import at_scheduled_start
 from flows.orchestration.task_runs import score_all
@@ -85,11 +85,15 @@ def classify(options: ClassifyOptions) -> State[dict[str, Any]]:
     if manifest.shards or manifest.failures:  # of a run that had nothing to do there is nothing to show
         manifest = replace(manifest, report=report_path(manifest.run_id))
     write_manifest(output.root, manifest)
+    tables = partial(publish_tables, manifest)
     if manifest.report:
         make = partial(report_run, options.output, output, source.root, [manifest], stored.card, options.report_rows)
-        if problem := leave_page(make, output.root / manifest.report, "classify-page", options.page_rows):
+        page = output.root / manifest.report
+        if problem := leave_page(make, page, "classify-page", options.page_rows, meanwhile=tables):
             manifest = replace(manifest, report="", notes=(*manifest.notes, problem))
             write_manifest(output.root, manifest)
+    else:
+        tables()
     publish_report(manifest)
     if manifest.shards or manifest.failures:
         materialise_output(manifest, str(source.root), str(stored.location))

@@ -65,6 +65,7 @@ def retrain(options: RetrainOptions) -> State[dict[str, Any]]:
         "training", 1, artifact="retrain-progress", description=f"Epochs trained on {labelled.place}"
     )
     with showing(progress):
+        progress.tick()
         version = train_task(request, options.registry)
     promotion = promotion_task(labelled, options.registry, version, rules)
     _publish(Registry.open(options.registry), version, promotion, started)

@@ -61,18 +61,11 @@ class RunProgress:
         self._stopping = threading.Event()
         self._artifact_key, self._description = artifact, description
         self._artifact: UUID | None = None
-        self._artifact_at = 0.0
+        self._artifact_at: float | None = None  # None before the first try
         self._bars = terminal_bar(hidden=self._outer is not None)
         self._bar = self._bars.add_task(what, total=total)
 
     def __enter__(self) -> Self:
-        # Imported late: a command that only draws a bar does without Prefect.
-        from prefect.artifacts import create_progress_artifact
-
-        with suppress(httpx.HTTPError):  # as below
-            self._artifact = create_progress_artifact(  # type: ignore[assignment]
-                progress=0.0, key=self._artifact_key, description=self._description
-            )
         self._bars.start()
         return self
 
@@ -116,13 +109,28 @@ class RunProgress:
         self._stopping.set()
 
     def tick(self) -> None:
-        """Bring Prefect's artifact up to date, if it is time to. Call from the flow's own thread."""
-        if time.monotonic() - self._artifact_at > _ARTIFACT_SECONDS:
+        """Make Prefect's artifact, or bring it up to date if it is time to. Call from the flow's own thread, as soon as
+        work has begun that need not wait for it."""
+        if self._artifact_at is None:
+            self._make_artifact()
+        elif time.monotonic() - self._artifact_at > _ARTIFACT_SECONDS:
             self._update_artifact()
+
+    def _make_artifact(self) -> None:
+        # Imported late: a command that only draws a bar does without Prefect.
+        from prefect.artifacts import create_progress_artifact
+
+        self._artifact_at = time.monotonic()
+        with suppress(httpx.HTTPError):  # as below
+            self._artifact = create_progress_artifact(  # type: ignore[assignment]
+                progress=0.0, key=self._artifact_key, description=self._description
+            )
 
     def _update_artifact(self) -> None:
         from prefect.artifacts import update_progress_artifact
 
+        if self._artifact_at is None:
+            self._make_artifact()
         if self._artifact is not None:
             self._artifact_at = time.monotonic()
             # Prefect has tried for minutes. The page is for looking on: the run goes on without.

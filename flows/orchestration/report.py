@@ -7,6 +7,7 @@ of them is the command line's business.
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
@@ -43,15 +44,25 @@ _UNIT = re.compile(r"</?mark>|&#[0-9]+;|.")
 _COUNTED_FROM = "Rows are counted from 0, in the input file."
 
 
-def leave_page(make: Callable[[], Report], place: Location, key: str, num_rows: int = 0) -> str:
+def leave_page(
+    make: Callable[[], Report],
+    place: Location,
+    key: str,
+    num_rows: int = 0,
+    meanwhile: Callable[[], None] | None = None,
+) -> str:
     """Write the page about a run in its place and link to it on Prefect's page; why that failed, "" if it did not.
 
-    num_rows: how many of its least sure rows Prefect's page shows as well.
+    num_rows: how many of its least sure rows Prefect's page shows as well. meanwhile: what is to be done beside the
+    making of the page, such as waiting for Prefect's server; what it raises is raised.
     What was scored is scored, whatever becomes of a page about it: so no error of its making fails the run.
     """
+    with ThreadPoolExecutor(1, "page") as pool:
+        page = pool.submit(_write_page, make, place)
+        if meanwhile:
+            meanwhile()
     try:
-        report = make()
-        write_page(report, place)
+        report = page.result()
         least_sure = [row for row in report.rows if LEAST_SURE in row.why and row.score is not None]
         if rows := sorted(least_sure, key=lambda row: row.score or 0.0)[:num_rows]:
             description = "The least sure rows; what is attended to most is marked"
@@ -64,10 +75,20 @@ def leave_page(make: Callable[[], Report], place: Location, key: str, num_rows: 
     return ""
 
 
+def _write_page(make: Callable[[], Report], place: Location) -> Report:
+    report = make()
+    write_page(report, place)
+    return report
+
+
 def publish_report(manifest: RunManifest) -> None:
-    """Put the run's report, its tables, a link to the output and a few log lines on the flow run's page."""
+    """Put the run's report and a few log lines on the flow run's page."""
     _log(manifest)
     create_markdown_artifact(run_report(manifest), key="classify-report", description=f"Run {manifest.run_name}")
+
+
+def publish_tables(manifest: RunManifest) -> None:
+    """Put the run's tables and a link to the output on the flow run's page: what can be said before there is a page."""
     create_link_artifact(
         as_uri(manifest.output),
         link_text=manifest.output,

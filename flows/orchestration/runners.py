@@ -104,6 +104,7 @@ def run_all(
                     future.add_done_callback(ended.put)
                 if not running:
                     return
+                progress.tick()
                 # In a process of its own, a task neither reports its progress nor learns that the run is ending.
                 try:
                     future = ended.get(timeout=_LOOK_SECONDS)
@@ -112,7 +113,6 @@ def run_all(
                 else:
                     on_end(running.pop(future), future)
                 progress.advance(0)
-                progress.tick()
         except BaseException:
             progress.stop()
             raise

@@ -6,6 +6,7 @@ which rows are worth a look, nor about how a row is drawn.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from storage.output.layout import Output
 from storage.picking import pick_rows
 
 _MOST_LIKELY = 3
+_FILES_AT_ONCE = 4  # half of the time is decoding, half is waiting
 _LONGEST_TEXT = 300  # characters of an id or a label that are shown
 
 
@@ -61,11 +63,14 @@ def read_rows(
     by_file: dict[int, list[int]] = defaultdict(list)
     for place in sorted(why):
         by_file[int(np.searchsorted(firsts, place, side="right")) - 1].append(place)
+
+    def rows_of(number: int) -> list[Row]:
+        return list(_rows_of(output, source, files[number], by_file[number], why))
+
     found: dict[int, Row] = {}
-    for number, places in by_file.items():
-        file = files[number]
-        for place, row in zip(places, _rows_of(output, source, file, places, why), strict=False):
-            found[place] = row
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for places, rows in zip(by_file.values(), pool.map(rows_of, by_file), strict=True):
+            found |= zip(places, rows, strict=False)
     return tuple(found[place] for place in why if place in found)
 
 

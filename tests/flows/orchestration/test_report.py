@@ -11,7 +11,14 @@ import pytest
 from markdown_it import MarkdownIt
 from prefect import flow
 
-from flows.orchestration.report import drift_rows, publish_report, rows_in_markdown, run_report, shard_rows
+from flows.orchestration.report import (
+    drift_rows,
+    publish_report,
+    publish_tables,
+    rows_in_markdown,
+    run_report,
+    shard_rows,
+)
 from flows.pages.rows import Row
 from flows.pages.shading import shade
 from storage.output.manifests import FailureRecord, RunManifest
@@ -67,7 +74,12 @@ def publish(artifacts_of: Callable[..., dict[str, Any]]) -> Callable[[RunManifes
     """Publishes a report in a flow run of its own; gives its artifacts by key."""
 
     def run(manifest: RunManifest) -> dict[str, Any]:
-        state: Any = flow(publish_report)(manifest, return_state=True)
+        @flow
+        def publishing() -> None:
+            publish_tables(manifest)
+            publish_report(manifest)
+
+        state: Any = publishing(return_state=True)
         assert state.is_completed(), state.message
         return artifacts_of(state)
 
