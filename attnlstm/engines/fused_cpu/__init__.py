@@ -131,14 +131,18 @@ class FusedCpuEngine:
         attention_weights = np.empty(len(values), np.float32)
         equal_rows = self._equal_rows(tokens, offsets)
 
-        def forward(rows: npt.NDArray[np.int64]) -> None:
-            logits_of_rows = np.empty((len(rows), self._config.num_classes))
-            of_rows = np.empty(logits_of_rows.shape, np.float32)
-            self._layers.score(tokens, offsets, rows, logits_of_rows, of_rows, attention_weights)
-            logits[rows], probabilities[rows] = logits_of_rows, of_rows
+        groups = iter(list(self._groups(np.diff(offsets), equal_rows.first_rows)))
 
-        # The list runs the threads to the end; a failure in one is raised here.
-        list(self._workers.map(forward, self._groups(np.diff(offsets), equal_rows.first_rows)))
+        def forward(_: int) -> None:
+            """Computes groups until none is left, so that the calling thread is woken once, not for each."""
+            for rows in groups:
+                logits_of_rows = np.empty((len(rows), self._config.num_classes))
+                of_rows = np.empty(logits_of_rows.shape, np.float32)
+                self._layers.score(tokens, offsets, rows, logits_of_rows, of_rows, attention_weights)
+                logits[rows], probabilities[rows] = logits_of_rows, of_rows
+
+        # The outer list runs the threads to the end; a failure in one is raised here.
+        list(self._workers.map(forward, range(self._num_threads)))
         equal_rows.copy_scores(logits, probabilities, attention_weights)
         return Scores(probabilities, attention_weights), logits
 
