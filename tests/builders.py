@@ -1,11 +1,12 @@
 """What tests in several places need to have: networks and what their scores must be, registries with a champion,
-sources of random rows, and the files of an output.
+sources of random rows, the files of an output, and the command.
 
 Imported by tests, and by the processes that some of them start. Knows the packages, and nothing of flows or pytest.
 """
 
 import copy
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,9 @@ from storage.registry.cards import Card
 from storage.registry.checkpoints import Registry
 
 Files = dict[str, bytes]
+
+COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()"]
+"""`attnlstm`, in a process of its own."""
 
 
 def make_network(**sizes: object) -> AttentionLSTM:

@@ -33,7 +33,7 @@ from pydantic import BaseModel
 
 from attnlstm.config import ModelConfig
 from attnlstm.network import AttentionLSTM
-from builders import save_checkpoint, scored_files, write_random_rows
+from builders import COMMAND, save_checkpoint, scored_files, write_random_rows
 from flows.backfill import backfill
 from servers import children_of, wait_until
 
@@ -207,7 +207,7 @@ def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
     backfill(output=str(undisturbed), **places)
 
     words = [places["source"], str(output), "--registry", places["registry"], "--fan-out", "classify/partition"]
-    command = [sys.executable, "-c", "from flows.cli.app import main; main()", "backfill", *words, "--parallel", "2"]
+    command = [*COMMAND, "backfill", *words, "--parallel", "2"]
     with start_worker() as worker, subprocess.Popen(command, env=environment) as interrupted:
         try:
             written = output / "predictions"

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from builders import Files, scored_files, write_random_rows
+from builders import COMMAND, Files, scored_files, write_random_rows
 from flows.classify import classify
 from servers import Server, children_of, drain_prefect, wait_until
 
@@ -33,8 +33,6 @@ OUTAGE_S = float(os.environ.get("ATTNLSTM_OUTAGE_SECONDS", "0"))
 WAIT_S = 180 + 3 * OUTAGE_S
 FILES = 24  # some seconds on one core
 COMMITTED = 3  # files of predictions, before a run is disturbed
-
-COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "classify"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +103,7 @@ def start(server: Server, inputs: dict[str, str], undisturbed: Files, tmp_path: 
         else:
             run_id = None
             words = [inputs["source"], parameters["output"], "--registry", inputs["registry"], "--workers", "1"]
-            command = [*COMMAND, *words]
+            command = [*COMMAND, "classify", *words]
         runs.append(Run(server, parameters, command, run_id))
         return runs[-1]
 

@@ -15,12 +15,12 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from builders import COMMAND
 from flows.cli import app
 from flows.cli.app import error_message
 from storage.errors import SourceError
 
 Run = Callable[..., Any]
-COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()"]
 NOWHERE = "http://127.0.0.1:9/api"  # where nobody listens
 NO_SERVER = f"No Prefect server answers at {NOWHERE}. Start it, or "
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -21,12 +20,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, FlowRunFilterState
 from prefect.events import Event
 
+from builders import COMMAND
 from flows.cli import serve
 from flows.cli.server import CommandServer
 from servers import wait_until
 from storage.errors import StorageError
 
-COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()", "serve"]
 REPOSITORY = Path(__file__).resolve().parents[3]
 PREFECT_YAML = REPOSITORY / "deployments" / "prefect.yaml"
 NAMES = ("classify", "retrain", "backfill", "partition")
@@ -56,7 +55,7 @@ def serving(
     words = ["dataset", "output", "--registry", "registry", "--labelled", "dataset", "--port", str(free_port)]
     words += ["--classify-cron", TWELVE_HOURS_ON, "--retrain-cron", TWELVE_HOURS_ON]
     with subprocess.Popen(
-        [*COMMAND, *words],
+        [*COMMAND, "serve", *words],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()"]
+from builders import COMMAND
+
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 # A user who is in no list of users, and whose files are still those of this one.
 STRANGER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
