@@ -43,14 +43,12 @@ PAGE_PORT = 4200
 
 # What Prefect sets for a server that serves one process: no page, and no more services than a run needs. Types of
 # blocks are for a server with a page: to register them, every integration of Prefect that is installed is imported.
-# States of task runs are recorded some seconds later, or as the server ends: one by one they take a core from scoring.
 _OF_ONE_COMMAND = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
     "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "0",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
 }
 
 # Slots of deployments that outlive the server: a run whose slot is gone is ended by Prefect.
