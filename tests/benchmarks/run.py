@@ -33,7 +33,7 @@ MAIN = [FLOW, BUNDLES, *FAST_PEERS]
 # Ray Data starts processes within every run, half a minute of them: measured where it matters most.
 OTHERS = [name for name in MAIN if name != "Ray Data"]
 
-ROWS = {32: 20_000, 16: 40_000, 64: 5_000, 128: 1_500, 256: 400}
+ROWS = {32: 80_000, 16: 200_000, 64: 5_000, 128: 1_500, 256: 400}
 """By hidden size, for a run of ten seconds or so."""
 
 Part = Callable[[Plan], Findings]
@@ -72,6 +72,7 @@ PARTS: dict[str, Part] = {
         warm=False,
     ),
     "starting": _from("starting", "measure_starting"),
+    "seconds": _from("seconds", "compare_seconds", rows_of_hidden={size: ROWS[size] for size in (32, 16)}),
     "scoring": _from("scoring_only", "compare_engines"),
     "repeats": _from("repeats", "compare_repeats"),
     "ngrams": _from("ngrams", "compare_ngrams"),
@@ -86,6 +87,7 @@ AVX2_PARTS = ("end-to-end", "hidden-16", "scoring", "training")
 QUICK_PARTS: dict[str, Part] = {
     "end-to-end": _compared("A few rows", Workload("lognormal", 60), [BUNDLES, "naive script", "ONNX Runtime, sorted"]),
     "starting": PARTS["starting"],
+    "seconds": _from("seconds", "compare_seconds", rows_of_hidden={16: 60}),
     "scoring": _from("scoring_only", "compare_engines", hidden_sizes=[32, 16], share=0.01),
     "repeats": _from("repeats", "compare_repeats", num_rows=100),
     "ngrams": _from("ngrams", "compare_ngrams", num_rows=50),
