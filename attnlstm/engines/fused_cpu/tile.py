@@ -104,8 +104,13 @@ def add_products(vectors, inputs, weights, count, sums):
     def one_input(k, sums):
         row = at(builder, weights, builder.mul(k, INT64(width * vectors.num_lanes)))
         numbers = [vectors.splat(builder.load(at(builder, each, k))) for each in inputs]
-        loaded = [vectors.load(at(builder, row, w * vectors.num_lanes)) for w in range(width)]
-        return [vectors.fma(loaded[n % width], numbers[n // width], each) for n, each in enumerate(sums)]
+        sums = list(sums)
+        # One vector of weights after the other: with 16 registers there is room for one beside the sums of a tile.
+        for w in range(width):
+            loaded = vectors.load(at(builder, row, w * vectors.num_lanes))
+            for n in range(w, len(sums), width):
+                sums[n] = vectors.fma(loaded, numbers[n // width], sums[n])
+        return sums
 
     return repeat(builder, count, sums, one_input)
 
