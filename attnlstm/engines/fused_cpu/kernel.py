@@ -28,21 +28,7 @@ from numba.core import types
 from attnlstm.engines.fused_cpu import ngrams, pooling, tile, vectors
 from attnlstm.engines.fused_cpu.ngrams import embed_ngrams
 from attnlstm.engines.fused_cpu.pooling import classify, pool
-from attnlstm.engines.fused_cpu.tile import (
-    BEFORE,
-    BELOW,
-    CELL,
-    GATES,
-    NOW,
-    PARTIAL,
-    SLOT_FIELDS,
-    STEPS_LEFT,
-    SUMS,
-    TOKEN,
-    Tile,
-    step_tile,
-    tile_of_processor,
-)
+from attnlstm.engines.fused_cpu.tile import GATES, POSITION, STEPS_LEFT, Tile, step_tile, tile_of_processor
 from attnlstm.engines.numba_cache import compiled
 
 ROWS, LANES = tile_of_processor() or Tile(1, 4)
@@ -70,108 +56,94 @@ SIGNATURE = types.void(
 
 
 @njit(forceinline=True)
-def part_of_step(slots, num_active, weights, first_unit, size, first_input, counts, is_first, is_last):
-    """`step_tile` for all active slots, in tiles of nearly equal numbers of rows."""
-    num_tiles = (num_active + ROWS - 1) // ROWS
-    begin = 0
-    for n in range(num_tiles):
-        end = num_active * (n + 1) // num_tiles
-        num_rows = end - begin
-        at = slots.ctypes.data + begin * SLOT_FIELDS * 8
-        # Each branch is compiled for its number of rows.
-        if num_rows == ROWS:
-            step_tile(at, weights, first_unit, size, first_input, counts, is_first, is_last, ROWS, LANES)
-        elif num_rows == 3:
-            step_tile(at, weights, first_unit, size, first_input, counts, is_first, is_last, 3, LANES)
-        elif num_rows == 2:
-            step_tile(at, weights, first_unit, size, first_input, counts, is_first, is_last, 2, LANES)
-        else:
-            step_tile(at, weights, first_unit, size, first_input, counts, is_first, is_last, 1, LANES)
-        begin = end
-
-
-@njit
-def step(slots, num_active, weights, num_panels, counts, size):
-    """One step of all active slots. weights: address of float32 (panels, inputs, 4, lanes). counts: of inputs, as
-    `step_tile` takes them."""
+def step(frame, num_active, weights, num_panels, counts):
+    """One step of all active slots. weights: address of float32 (panels, inputs, 4, lanes). counts: of inputs, of each
+    half of the state below and of the state before."""
+    below, both, num_inputs = counts[0], counts[0] + counts[1], counts[0] + counts[1] + counts[2]
     input_bytes = GATES * LANES * FLOAT_BYTES
-    panel_bytes = (counts[0] + counts[1] + counts[2]) * input_bytes
+    part_size = num_inputs if num_inputs * input_bytes <= PANEL_BYTES else PART_BYTES // input_bytes
     for panel in range(num_panels):
-        unit = panel * LANES
-        if panel_bytes <= PANEL_BYTES:
-            part_of_step(slots, num_active, weights, unit, size, 0, counts, True, True)
-            weights += panel_bytes
-            continue
-        part_size = PART_BYTES // input_bytes
-        is_first = True
-        for half in range(3):
-            for begin in range(0, counts[half], part_size):
-                count = min(part_size, counts[half] - begin)
-                of_part = (count * (half == 0), count * (half == 1), count * (half == 2))
-                is_last = half == 2 and begin + count == counts[2]
-                part_of_step(slots, num_active, weights, unit, size, begin, of_part, is_first, is_last)
-                weights += count * input_bytes
-                is_first = False
+        for begin in range(0, num_inputs, part_size):
+            end = min(begin + part_size, num_inputs)
+            firsts = min(begin, below), min(max(begin - below, 0), counts[1]), max(begin - both, 0)
+            of_part = (
+                min(end, below) - firsts[0], min(max(end - below, 0), counts[1]) - firsts[1],
+                max(end - both, 0) - firsts[2],
+            )  # fmt: skip
+            is_first, is_last = begin == 0, end == num_inputs
+            if num_active == 1:  # a row alone is not computed as often as a tile has rows
+                step_tile(frame, 0, weights, panel * LANES, firsts, of_part, is_first, is_last, 1, LANES)
+            else:
+                for slot in range(0, num_active, ROWS):
+                    step_tile(frame, slot, weights, panel * LANES, firsts, of_part, is_first, is_last, ROWS, LANES)
+            weights += (end - begin) * input_bytes
 
 
 @njit
-def begin_row(slot, cells, first, num_tokens, below, above, state_bytes, zeros, size):
-    """Put a row into a slot: `first` is the token that comes next."""
-    slot[TOKEN], slot[STEPS_LEFT] = first, num_tokens
-    slot[BELOW], slot[NOW], slot[BEFORE] = below + first * state_bytes, above + first * state_bytes, zeros
-    begin = (slot[CELL] - cells.ctypes.data) // FLOAT_BYTES
-    cells.ravel()[begin : begin + size] = 0
+def copy_slot(slots, cells, source, target):
+    slots[:, target] = slots[:, source]
+    cells[target] = cells[source]
 
 
 @njit
 def run_direction(
-    slots, cells, zeros, begins, tokens, sums, sums_bytes, weights, num_panels, below, above, size, counts, is_reverse
+    slots, cells, partial_sums, begins, tokens, sums, sums_bytes, weights, num_panels, below, above, size, counts,
+    is_reverse,
 ):  # fmt: skip
     """One direction of one layer over all rows.
 
-    sums: address of where gate sums begin, (panels, 4, lanes), of token 0; each token has its own, sums_bytes on.
-    weights: address of float32 (panels, inputs, 4, lanes). below: address of (T, 2, D). counts: how many numbers of
-    its first and second half, and of this direction's states, are inputs. above: address of (T, 2, D) where this
-    direction's states of token 0 go.
+    begins: the position of each row's first token. Before it is a position without a token, whose states are 0, and
+    so is one after the last row. sums: address of where gate sums begin, (panels, 4, lanes), of token 0; each token
+    has its own, sums_bytes on. weights: address of float32 (panels, inputs, 4, lanes). below: address of
+    (positions, 2, D). counts: how many numbers of its first and second half, and of this direction's states, are
+    inputs. above: address of (positions, 2, D) where this direction's states of position 0 go.
     """
     state_bytes = 2 * size * FLOAT_BYTES
     ahead = -1 if is_reverse else 1
     next_row, num_rows, num_active = 0, len(begins) - 1, 0
+    positions, left = slots[POSITION], slots[STEPS_LEFT]
     while True:
         # Rows that have ended make room for the next ones; with none left, the last slot takes the place.
         s = 0
-        while s < num_active or (num_active < len(slots) and next_row < num_rows):
+        while s < num_active or (num_active < len(positions) and next_row < num_rows):
             is_new = s == num_active
             if is_new:
                 num_active += 1
-            if is_new or slots[s, STEPS_LEFT] == 0:
+            if is_new or left[s] == 0:
                 if next_row == num_rows:
                     num_active -= 1
-                    for field in range(SLOT_FIELDS):
-                        slots[s, field], slots[num_active, field] = slots[num_active, field], slots[s, field]
+                    copy_slot(slots, cells, num_active, s)
                     continue
-                first = begins[next_row + 1] - 1 if is_reverse else begins[next_row]
-                num_tokens = begins[next_row + 1] - begins[next_row]
-                begin_row(slots[s], cells, first, num_tokens, below, above, state_bytes, zeros.ctypes.data, size)
+                first = begins[next_row + 1] - 2 if is_reverse else begins[next_row]
+                positions[s], left[s] = first, begins[next_row + 1] - begins[next_row] - 1
+                cells[s] = 0
                 next_row += 1
             s += 1
         if num_active == 0:
             return
         # All go on until the first of their rows ends.
-        num_steps = slots[0, STEPS_LEFT]
-        for s in range(1, num_active):
-            num_steps = min(num_steps, slots[s, STEPS_LEFT])
-        for _ in range(num_steps):
-            for s in range(num_active):
-                slots[s, SUMS] = sums + sums_bytes * tokens[slots[s, TOKEN]]
-            step(slots, num_active, weights, num_panels, counts, size)
-            for s in range(num_active):
-                slots[s, TOKEN] += ahead
-                slots[s, BELOW] += ahead * state_bytes
-                slots[s, BEFORE] = slots[s, NOW]
-                slots[s, NOW] += ahead * state_bytes
+        num_steps = left[:num_active].min()
+        # What is left of the last tile computes its last row once more, and writes the same numbers to the same place.
+        for s in range(num_active, -(-num_active // ROWS) * ROWS):
+            copy_slot(slots, cells, num_active - 1, s)
+        for t in range(num_steps):
+            on = ahead * t
+            frame = (
+                positions.ctypes.data,
+                tokens.ctypes.data + on * 4,
+                sums,
+                sums_bytes,
+                below + on * state_bytes,
+                above + (on - ahead) * state_bytes,
+                above + on * state_bytes,
+                cells.ctypes.data,
+                partial_sums.ctypes.data,
+                size,
+            )
+            step(frame, num_active, weights, num_panels, counts)
         for s in range(num_active):
-            slots[s, STEPS_LEFT] -= num_steps
+            positions[s] += ahead * num_steps
+            left[s] -= num_steps
 
 
 @functools.cache
@@ -189,8 +161,8 @@ def compile_score_rows() -> Callable[..., None]:
     (E + H) * 4 * lanes), or H instead of E + H without n-grams, and upper_weights: (L - 1, 2, panels, 3 H * 4 * lanes),
     both halves of the layer below first.
     score_weights: float32 (2 D,). The classifier's: float64, as `pooling.classify` takes them.
-    slots: int64 (slots, SLOT_FIELDS), states: float32 (2, at least T * 2 D), or (1, ...) for a single layer, with 0
-    in what is padding; cells: (slots, D), partial_sums: (slots, 4 * lanes): scratch.
+    slots: int64 (SLOT_FIELDS, slots), states: float32 (2, at least (T + N + 1) * 2 D), or (1, ...) for a single layer,
+    with 0 in what is padding; cells: (slots, D), partial_sums: (slots, 4 * lanes): scratch.
     logits: float64 (N, C), and probabilities: float32 (N, C), of these rows, and attention_weights: float32, one for
     each value: the results.
     """
@@ -203,18 +175,19 @@ def compile_score_rows() -> Callable[..., None]:
         logits, probabilities, attention_weights,
     ):  # fmt: skip
         assert digest >= 0
-        begins = np.zeros(len(rows) + 1, np.int64)
+        # Before each row, and after the last, is a position without a token: states of 0, which a row begins with.
+        # It also keeps rows of 2^n tokens from sharing the few places of a cache that addresses 2^m bytes apart have.
+        begins = np.ones(len(rows) + 1, np.int64)
         for n in range(len(rows)):
-            begins[n + 1] = begins[n] + offsets[rows[n] + 1] - offsets[rows[n]]
+            begins[n + 1] = begins[n] + offsets[rows[n] + 1] - offsets[rows[n]] + 1
         tokens = np.zeros(begins[-1], np.int32)
         for n in range(len(rows)):
-            for t in range(begins[n + 1] - begins[n]):
+            for t in range(begins[n + 1] - begins[n] - 1):
                 tokens[begins[n] + t] = values[offsets[rows[n]] + t]
 
         size = cells.shape[1]
-        zeros = np.zeros(size, np.float32)
-        for s in range(len(slots)):
-            slots[s, CELL], slots[s, PARTIAL] = cells[s].ctypes.data, partial_sums[s].ctypes.data
+        for n in range(len(begins)):
+            states[:, (begins[n] - 1) * 2 * size : begins[n] * 2 * size] = 0
         num_panels = first_weights.shape[2]
         below = above = states[0].ctypes.data
         num_features = len(ngram_context)
@@ -224,34 +197,33 @@ def compile_score_rows() -> Callable[..., None]:
             above = states[1].ctypes.data
             of_ngrams = states[1, : begins[-1] * 2 * size].reshape((begins[-1], 2 * size))
             for n in range(len(rows)):
-                of_row = of_ngrams[begins[n] : begins[n + 1]]
-                embed_ngrams(tokens[begins[n] : begins[n + 1]], table.shape[1], tables, of_row)
+                of_row = of_ngrams[begins[n] : begins[n + 1] - 1]
+                embed_ngrams(tokens[begins[n] : begins[n + 1] - 1], table.shape[1], tables, of_row)
                 for t in range(len(of_row)):
                     for e in range(num_features):
                         of_rows[n, e] += of_row[t, e]
         for layer in range(1 + len(upper_weights)):
             below, above = above, states[layer % len(states)].ctypes.data
             for direction in range(2):
-                to = above + direction * size * FLOAT_BYTES
                 if layer == 0:
-                    run_direction(
-                        slots, cells, zeros, begins, tokens, table[direction].ctypes.data,
-                        table.shape[2] * FLOAT_BYTES, first_weights[0, direction].ctypes.data, num_panels, below, to,
-                        size, (num_features, 0, hidden_size), direction == 1,
-                    )  # fmt: skip
+                    counts = num_features, 0, hidden_size
+                    sums, sums_bytes = table[direction].ctypes.data, table.shape[2] * FLOAT_BYTES
+                    weights = first_weights[0, direction].ctypes.data
                 else:
-                    run_direction(
-                        slots, cells, zeros, begins, tokens, biases[layer - 1, direction].ctypes.data, 0,
-                        upper_weights[layer - 1, direction].ctypes.data, num_panels, below, to, size,
-                        (hidden_size, hidden_size, hidden_size), direction == 1,
-                    )  # fmt: skip
+                    counts = hidden_size, hidden_size, hidden_size
+                    sums, sums_bytes = biases[layer - 1, direction].ctypes.data, 0
+                    weights = upper_weights[layer - 1, direction].ctypes.data
+                run_direction(
+                    slots, cells, partial_sums, begins, tokens, sums, sums_bytes, weights, num_panels, below,
+                    above + direction * size * FLOAT_BYTES, size, counts, direction == 1,
+                )  # fmt: skip
 
         context = np.empty(2 * size)
         for n in range(len(rows)):
             weights = attention_weights[offsets[rows[n]] : offsets[rows[n] + 1]]
             pool(above + begins[n] * 2 * size * FLOAT_BYTES, score_weights, weights, context)
             for e in range(num_features):
-                share = of_rows[n, e] / math.sqrt(begins[n + 1] - begins[n])
+                share = of_rows[n, e] / math.sqrt(begins[n + 1] - begins[n] - 1)
                 for d in range(2 * size):
                     context[d] += share * ngram_context[e, d]
             classify(context, hidden_weights, hidden_biases, class_weights, class_biases, logits[n], probabilities[n])

@@ -68,7 +68,8 @@ class FusedLayers:
         rows, and attention weights float32, one for each of the values. Returns the thread's states, which the next
         call overwrites.
         """
-        scratch = self._scratch_of_thread(int((offsets[rows + 1] - offsets[rows]).sum()))
+        num_tokens = int((offsets[rows + 1] - offsets[rows]).sum())
+        scratch = self._scratch_of_thread(num_tokens + len(rows) + 1)
         self._score_rows(
             values, offsets, rows, self._hidden_size, *self._kernel_weights, *self._classifier, *scratch, *results
         )
@@ -80,22 +81,23 @@ class FusedLayers:
         logits, probabilities = np.empty((num_rows, num_classes)), np.empty((num_rows, num_classes), np.float32)
         nowhere = logits, probabilities, np.empty(num_tokens, np.float32)
         states = self.score(values, offsets, np.arange(num_rows), *nowhere)[(self._num_layers - 1) % self._num_buffers]
-        by_direction = states[: num_tokens * 2 * self._size].reshape(num_tokens, 2, self._size)
-        of_units: Floats = by_direction[:, :, : self._hidden_size].copy()
+        by_direction = states[: (num_tokens + num_rows + 1) * 2 * self._size].reshape(-1, 2, self._size)
+        positions = np.arange(num_tokens) + np.repeat(np.arange(num_rows), np.diff(offsets)) + 1
+        of_units: Floats = by_direction[positions, :, : self._hidden_size]
         return of_units.reshape(num_tokens, 2 * self._hidden_size)
 
-    def _scratch_of_thread(self, num_tokens: int) -> tuple[Indices, Floats, Floats, Floats]:
+    def _scratch_of_thread(self, num_positions: int) -> tuple[Indices, Floats, Floats, Floats]:
         """Slots, states, cells and partial sums."""
         if not hasattr(self._scratch, "rest"):
             self._scratch.states = aligned((self._num_buffers, 0))
             self._scratch.rest = (
-                np.zeros((NUM_SLOTS, SLOT_FIELDS), np.int64),
+                np.zeros((SLOT_FIELDS, NUM_SLOTS), np.int64),
                 aligned((NUM_SLOTS, self._size)),
                 aligned((NUM_SLOTS, 4 * LANES)),
             )
         slots, cells, sums = self._scratch.rest
-        shape = (self._num_buffers, num_tokens * 2 * self._size)
-        if num_tokens * self.token_bytes > BYTES_IN_MEMORY:
+        shape = (self._num_buffers, num_positions * 2 * self._size)
+        if num_positions * self.token_bytes > BYTES_IN_MEMORY:
             return slots, in_file(shape), cells, sums
         if self._scratch.states.shape[1] < shape[1]:
             self._scratch.states = aligned(shape)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from numba.core import registry, types
 from numba.extending import intrinsic
 
-from attnlstm.engines.fused_cpu.vectors import FLOAT, INT64, SideBySide, Vectors, at, pointer_to, repeat
+from attnlstm.engines.fused_cpu.vectors import FLOAT, INT32, INT64, SideBySide, Vectors, at, pointer_to, repeat
 
 # tanh(x) = x P(x^2) / Q(x^2), a minimax fit on |x| <= LIMIT. Computed in float32 it is within 3.3e-7, and the
 # sigmoid within 2.1e-7. At LIMIT, numerator and denominator are the same float: saturated gates are exactly 0 and
@@ -30,9 +30,12 @@ Q = (1.0, 0.4672231, 0.025913369, 0.00033020318, 7.877767e-07)
 
 GATES = 4
 
-# What a slot, the place of a row among those that are computed side by side, holds: int64 each, addresses mostly.
-SLOT_FIELDS = 8
-SUMS, BELOW, BEFORE, NOW, CELL, TOKEN, STEPS_LEFT, PARTIAL = range(SLOT_FIELDS)
+# What a slot, the place of a row among those that are computed side by side, holds: int64 each.
+SLOT_FIELDS = 2
+POSITION, STEPS_LEFT = range(SLOT_FIELDS)
+
+FRAME_FIELDS = 10
+"""What all slots share in a step, int64 each: see `step_tile`."""
 
 
 class Tile(NamedTuple):
@@ -116,56 +119,72 @@ def add_products(vectors, inputs, weights, count, sums):
 
 
 @intrinsic(prefer_literal=True)
-def step_tile(typing, slots, weights, first_unit, state_size, first_input, counts, is_first, is_last, rows, lanes):
-    """One step of `rows` rows and the hidden units first_unit .. first_unit + lanes - 1.
+def step_tile(typing, frame, first_slot, weights, first_unit, firsts, counts, is_first, is_last, rows, lanes):
+    """One step of `rows` rows, those of first_slot and the slots after it, and hidden units first_unit .. + lanes - 1.
 
-    slots: address of the tile's first slot. Of each are read: SUMS, where the gate sums begin, (panels, 4, lanes);
-    BELOW, the token's state in the layer below, (2, state_size); BEFORE, this direction's state at the token before;
-    PARTIAL, where sums are kept, (4, lanes); and CELL, (state_size,), which is overwritten. NOW is where the new state
-    goes, (state_size,).
-    weights: address of float32 (inputs, 4, lanes). counts: how many inputs of the first and second half of BELOW and
-    of BEFORE are added, from first_input on, in this order; a step may be cut into several calls.
-    is_first: the sums come from SUMS, not from PARTIAL. is_last: they are turned into a state, not kept in PARTIAL.
+    frame: what all slots share, addresses mostly. Of the slots' positions, int64; of the tokens, int32; of where the
+    gate sums of token 0 begin, (panels, 4, lanes), and how many bytes on those of the next token do; of the states
+    (positions, 2, size) below, of this direction's states one token before, and of where its new states go; of the
+    cells, (slots, size), which are overwritten; of where sums are kept, (slots, 4, lanes); and the size. From step to
+    step these addresses move on, and positions stay: a slot has nothing of its own that each step would change.
+    weights: address of float32 (inputs, 4, lanes). firsts, counts: which inputs of the first and second half of the
+    state below and of the state before are added, in this order; a step may be cut into several calls.
+    is_first: the sums begin anew, not from those that were kept. is_last: they are turned into a state, not kept.
     """
     if not all(isinstance(size, types.IntegerLiteral) for size in (rows, lanes)):
         return None
 
     def emit(context, builder, signature, args):
-        slots, weights, first_unit, state_size, first_input, counts, is_first, is_last, _, _ = args
+        frame, first_slot, weights, first_unit, firsts, counts, is_first, is_last, _, _ = args
         num_rows, num_lanes = rows.literal_value, lanes.literal_value
+        positions, tokens, first_sums, sums_bytes, below, before, now, cells, kept, size = (
+            builder.extract_value(frame, n) for n in range(FRAME_FIELDS)
+        )
         vectors = Vectors(builder, num_lanes)
-        slots = pointer_to(builder, slots, INT64)
         weights = pointer_to(builder, weights, FLOAT)
 
-        def field(which):
-            addresses = (builder.load(at(builder, slots, r * SLOT_FIELDS + which)) for r in range(num_rows))
-            return [pointer_to(builder, address, FLOAT) for address in addresses]
+        of_slots = at(builder, pointer_to(builder, positions, INT64), first_slot)
+        of_rows = [builder.load(at(builder, of_slots, r)) for r in range(num_rows)]
+        state_floats = builder.mul(size, INT64(2))
+        moved = [builder.mul(position, state_floats) for position in of_rows]
 
+        def states(address):
+            return [at(builder, pointer_to(builder, address, FLOAT), floats) for floats in moved]
+
+        def of_each_slot(address, floats):
+            begin = at(builder, pointer_to(builder, address, FLOAT), builder.mul(first_slot, floats))
+            return [at(builder, begin, builder.mul(floats, INT64(r))) for r in range(num_rows)]
+
+        kept = of_each_slot(kept, INT64(GATES * num_lanes))
         first_sum = builder.mul(first_unit, INT64(GATES))
-        starts = [
-            builder.select(is_first, at(builder, whole, first_sum), partial)
-            for whole, partial in zip(field(SUMS), field(PARTIAL), strict=True)
-        ]
-        sums = [vectors.load(at(builder, start, gate * num_lanes)) for start in starts for gate in range(GATES)]
-        below, before = ([at(builder, state, first_input) for state in field(f)] for f in (BELOW, BEFORE))
-        halves = below, [at(builder, state, state_size) for state in below], before
-        for n, inputs in enumerate(halves):
-            count = builder.extract_value(counts, n)
-            sums = add_products(vectors, inputs, weights, count, sums)
+        sums = []
+        for position, partial in zip(of_rows, kept, strict=True):
+            token = builder.zext(builder.load(at(builder, pointer_to(builder, tokens, INT32), position)), INT64)
+            of_token = builder.add(first_sums, builder.mul(token, sums_bytes))
+            whole = at(builder, pointer_to(builder, of_token, FLOAT), first_sum)
+            start = builder.select(is_first, whole, partial)
+            sums += [vectors.load(at(builder, start, gate * num_lanes)) for gate in range(GATES)]
+        halves = states(below), [at(builder, state, size) for state in states(below)], states(before)
+        for n, half in enumerate(halves):
+            first, count = (builder.extract_value(each, n) for each in (firsts, counts))
+            sums = add_products(vectors, [at(builder, state, first) for state in half], weights, count, sums)
             weights = at(builder, weights, builder.mul(count, INT64(GATES * num_lanes)))
         with builder.if_else(is_last) as (then, otherwise):
             with then:
-                _finish(vectors, sums, *([at(builder, each, first_unit) for each in field(f)] for f in (CELL, NOW)))
+                at_unit = [
+                    [at(builder, each, first_unit) for each in of] for of in (of_each_slot(cells, size), states(now))
+                ]
+                _finish(vectors, sums, *at_unit)
             with otherwise:
                 for n, total in enumerate(sums):
                     row, gate = divmod(n, GATES)
-                    vectors.store(total, at(builder, field(PARTIAL)[row], gate * num_lanes))
+                    vectors.store(total, at(builder, kept[row], gate * num_lanes))
         return context.get_dummy_value()
 
-    number = types.int64
+    number, flag = types.int64, types.boolean
     three = types.UniTuple(number, 3)
-    flag = types.boolean
-    return types.void(number, number, number, number, number, three, flag, flag, rows, lanes), emit
+    of_frame = types.UniTuple(number, FRAME_FIELDS)
+    return types.void(of_frame, number, number, number, three, three, flag, flag, rows, lanes), emit
 
 
 def _finish(vectors, sums, cells, states):
