@@ -59,7 +59,12 @@ class Run:
     def __init__(self, server: Server, parameters: dict[str, Any], command: list[str], run_id: UUID | None) -> None:
         self.server, self.parameters, self.output = server, parameters, Path(parameters["output"])
         self.process = subprocess.Popen(command, env=server.environment, stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: self.process.poll() is not None or len(scored_files(self.output)) >= 2 * COMMITTED, WAIT_S)
+
+        # By their names: a temporary file can be gone before it is read.
+        def has_committed() -> bool:
+            return len([*self.output.glob("*/*.parquet")]) >= 2 * COMMITTED
+
+        wait_until(lambda: self.process.poll() is not None or has_committed(), WAIT_S)
         assert self.process.poll() is None, "the run ended before it could be disturbed"
         with SyncPrefectClient(api=server.api_url) as client:
             (self.id,) = [run_id] if run_id else [run.id for run in client.read_flow_runs() if run.state.is_running()]
