@@ -106,13 +106,23 @@ def add_products(vectors, inputs, weights, count, sums):
 
     def one_input(k, sums):
         row = at(builder, weights, builder.mul(k, INT64(width * vectors.num_lanes)))
-        numbers = [vectors.splat(builder.load(at(builder, each, k))) for each in inputs]
+        places = [at(builder, row, w * vectors.num_lanes) for w in range(width)]
         sums = list(sums)
-        # One vector of weights after the other: with 16 registers there is room for one beside the sums of a tile.
-        for w in range(width):
-            loaded = vectors.load(at(builder, row, w * vectors.num_lanes))
-            for n in range(w, len(sums), width):
-                sums[n] = vectors.fma(loaded, numbers[n // width], sums[n])
+        # With 16 registers there is room beside the sums of a tile for the numbers of its rows and one vector of
+        # weights, or for the weights and one number: what there are fewer of is loaded first.
+        if len(inputs) <= width:
+            numbers = [vectors.splat(builder.load(at(builder, each, k))) for each in inputs]
+            for w in range(width):
+                loaded = vectors.load(places[w])
+                for n in range(w, len(sums), width):
+                    sums[n] = vectors.fma(loaded, numbers[n // width], sums[n])
+            return sums
+        loaded = [vectors.load(place) for place in places]
+        for r, each in enumerate(inputs):
+            number = vectors.splat(builder.load(at(builder, each, k)))
+            for w in range(width):
+                n = r * width + w
+                sums[n] = vectors.fma(loaded[w], number, sums[n])
         return sums
 
     return repeat(builder, count, sums, one_input)

@@ -32,10 +32,10 @@ from attnlstm.training.fused.tiles import (
 
 ROWS, LANES = tile_of_processor() or Tile(1, 4)
 
-MOST_ROWS = 4 if LANES == 8 else 8
+MOST_ROWS = 6 if LANES == 8 else 8
 """Of a tile of a product, two vectors wide: sums for half of the registers."""
 
-OUTER_ROWS = 2 if LANES == 8 else 4
+OUTER_ROWS = 3 if LANES == 8 else 4
 """Inputs of a tile of a weight gradient, four vectors wide."""
 
 CHUNK = 64
@@ -82,6 +82,9 @@ def multiply(slots, num_slots, weights, count, num_columns):
             if width == 2 and left >= MOST_ROWS:
                 product_tile(at, weights, count, column, MOST_ROWS, 2, LANES)
                 n += MOST_ROWS
+            elif width == 2 and left >= 4:
+                product_tile(at, weights, count, column, 4, 2, LANES)
+                n += 4
             elif width == 2 and left >= 2:
                 product_tile(at, weights, count, column, 2, 2, LANES)
                 n += 2

@@ -235,8 +235,12 @@ def outer_tile(typing, inputs, input_width, gradients, gradient_width, count, to
             of_inputs = _at_position(builder, inputs, p, input_width)
             of_gradients = _at_position(builder, gradients, p, gradient_width)
             numbers = [vectors.splat(builder.load(at(builder, of_inputs, r))) for r in range(num_rows)]
-            loaded = [vectors.load(at(builder, of_gradients, gate * num_lanes)) for gate in range(GATES)]
-            return [vectors.fma(loaded[n % GATES], numbers[n // GATES], each) for n, each in enumerate(sums)]
+            sums = list(sums)
+            for gate in range(GATES):
+                loaded = vectors.load(at(builder, of_gradients, gate * num_lanes))
+                for n in range(gate, len(sums), GATES):
+                    sums[n] = vectors.fma(loaded, numbers[n // GATES], sums[n])
+            return sums
 
         sums = repeat(builder, count, [vectors.load(place) for place in places], one_position)
         for total, place in zip(sums, places, strict=True):
