@@ -34,6 +34,10 @@ COMMAND = [sys.executable, "-c", "from flows.cli.app import main; main()"]
 """`attnlstm`, in a process of its own."""
 
 
+class StoppedError(Exception):
+    """What a test raises where a process would be killed."""
+
+
 def make_network(**sizes: object) -> AttentionLSTM:
     """A network in evaluation mode whose sizes are primes, with weights large enough to move its gates."""
     torch.manual_seed(17)

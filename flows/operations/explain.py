@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attnlstm.evaluation.faithfulness import measure
-from storage.errors import SourceError
+from storage.errors import SourceError, did_you_mean
 from storage.input.shards import Shard
 from storage.output.plan import OutputPlan
 
@@ -124,7 +124,8 @@ def find_row(plan: OutputPlan, file: str, row: int) -> tuple[Shard, int]:
         num_rows = sum(shard.num_rows for shard in shards)
         raise SourceError(f"{file} has {num_rows:,} rows, counted from 0; row {row:,} is none of them.")
     names = sorted({shard.file for shard in plan.shards})
-    raise SourceError(f"The source has no file {file}; it has {', '.join(names[:_MOST_NAMED])}{_more(names)}.")
+    known = f"it has {', '.join(names[:_MOST_NAMED])}{_more(names)}."
+    raise SourceError(f"The source has no file {file}; {known}{did_you_mean(file, names)}")
 
 
 def find_id(plan: OutputPlan, row_id: str) -> tuple[Shard, int]:

@@ -139,6 +139,8 @@ def decide_promotion(
         objections = [*by_folds, *against]
         words = [_in_words(compared, champion, rules), *words]
     objections += _other_objections(champion, stored, alias, rows, rules)
+    if champion is None:
+        words[0] = f"the first checkpoint, {words[0]}"
     why = "; ".join([*objections, *words])
     outcome: Outcome = "rejected" if objections else "promoted"
     judgement = Judgement.of(
@@ -348,7 +350,7 @@ def _in_words(compared: Compared, champion: StoredCheckpoint | None, rules: Prom
     elif compared.num_rows < FEWEST_ROWS:
         rows += f": {how_sure(compared.challenger)}"
     if champion is None:
-        return f"the first checkpoint, {name} {its:.4f} (commonest class {theirs:.4f}; {interval}, {rows})"
+        return f"{name} {its:.4f} (commonest class {theirs:.4f}; {interval}, {rows})"
     flipped = f"{compared.flips.num_won:,} rows won, {compared.flips.num_lost:,} lost, p {compared.flips.p_value:.2g}"
     return (
         f"{name} {its:.4f}; champion {champion.version} has {theirs:.4f} on the same {rows} ({interval}, "

@@ -112,7 +112,6 @@ def compare_seconds(plan: Plan, rows_of_hidden: dict[int, int]) -> Findings:
             [f"hidden {hidden_size}, {part}", describe(spread(each)), "", "", ""] for part, each in of_parts.items()
         ]
         figures[str(hidden_size)] = {"num_tokens": num_tokens, "measurements": found}
-    os.environ.pop("PREFECT_API_URL", None)  # processes of other parts start servers of their own
     header = ["", "ns of CPU a token", "of scoring alone", "Mtokens/s", "of scoring alone"]
     notes = [f"{plan.threads} cores, full attention; classify without its server, which has a line of its own"]
     notes += [f"hidden {size}: {each['num_tokens']:,} tokens" for size, each in figures.items()]

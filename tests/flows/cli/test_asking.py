@@ -60,6 +60,7 @@ def test_a_text_is_explained_from_the_command_line_or_standard_input(
         (["--id", "nobody"], "No row of the output has the id nobody"),
         (["--row", f"{FILE}:105"], "has 105 rows, counted from 0; row 105 is none of them"),
         (["--row", "other.parquet:1"], "has no file other.parquet; it has date=2026-11-01/part-0.parquet, "),
+        (["--row", f"{FILE.replace('part', 'prat')}:1"], f"Did you mean '{FILE}'?"),
         (["--row", FILE], "--row must be FILE:N"),
         (["--row", f"{FILE}:0"], "this row can't be scored: tokens are null"),
         ([], "Say which row"),

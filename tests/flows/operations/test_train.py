@@ -17,6 +17,7 @@ import pytest
 
 from attnlstm.config import ModelConfig
 from attnlstm.training.settings import TrainingSettings
+from builders import StoppedError
 from flows.cli.checkpoints import card_facts
 from flows.operations.train import Listener, TrainingRequest, train_checkpoint, training_digest, usual_vocabulary
 from storage.errors import SourceError
@@ -26,10 +27,6 @@ from storage.registry.checkpoints import Registry, StoredCheckpoint
 from storage.registry.retention import read_snapshot, snapshot_location, write_snapshot
 
 Train = Callable[..., StoredCheckpoint]
-
-
-class StoppedError(Exception):
-    """What a test raises where a process would be killed."""
 
 
 def request(source: Path | LabelledSource, **options: Any) -> TrainingRequest:
