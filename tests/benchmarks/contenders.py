@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from machine import is_avx512_hidden
 from script import Score, Task, score_dataset
 
 Run = Callable[[Path, Path], None]
@@ -22,6 +23,7 @@ class Contender:
 
     options: what the opener is given in any case. needs: a package that may be missing.
     whole: it opens to what goes from Parquet to Parquet; otherwise, to what scores arrays.
+    takes_signals: it handles the signal by which AVX-512 is hidden, and would end where it is.
     """
 
     module: str
@@ -30,11 +32,14 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None
     whole: bool = False
+    takes_signals: bool = False
 
     @property
     def reason_to_skip(self) -> str | None:
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is not installed; the extra `bench` has it"
+        if self.takes_signals and is_avx512_hidden():
+            return "it does not run where AVX-512 is hidden"
         return None
 
     def settings(self) -> list[dict[str, Any]]:
@@ -64,7 +69,7 @@ PEERS = {
     "PackedSequence, sorted": Contender("peers.packed_torch"),
     "torch, sorted": Contender("peers.sorted_torch"),
     "ONNX Runtime, sorted": Contender("peers.onnx_runtime", needs="onnxruntime"),
-    "Ray Data": Contender("peers.ray_data", needs="ray", whole=True),
+    "Ray Data": Contender("peers.ray_data", needs="ray", whole=True, takes_signals=True),
 }
 FLOW, BUNDLES, TORCH_ENGINE = "attnlstm classify", "attnlstm without Prefect", "attnlstm, torch engine"
 OURS = {

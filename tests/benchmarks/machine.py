@@ -4,13 +4,17 @@ Knows how a process is kept from instructions that its processor has, so that ot
 """
 
 import importlib.metadata
+import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 from attnlstm.process import num_cores
 
 PACKAGES = ("attnlstm", "torch", "numpy", "numba", "pyarrow", "prefect", "onnxruntime", "ray")
 
+_LIBRARY = "hide_avx512.so"
 
 AVX2_ONLY = {
     "NUMBA_CPU_NAME": "znver3",
@@ -18,7 +22,25 @@ AVX2_ONLY = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
 }
-"""Variables for a process that is to use no AVX-512. ONNX Runtime has no such switch: it uses what there is."""
+"""Variables for a process that is to use no AVX-512. ONNX Runtime knows none: see `without_avx512`."""
+
+
+def without_avx512(folder: Path) -> dict[str, str]:
+    """AVX2_ONLY, and what hides AVX-512 from ONNX Runtime too, built in this folder.
+
+    Without a C compiler, or where Linux can't make CPUID fault, ONNX Runtime uses AVX-512 all the same.
+    """
+    compiler, library, flags = shutil.which("cc"), folder.absolute() / _LIBRARY, Path("/proc/cpuinfo")
+    if not compiler or not flags.exists() or "cpuid_fault" not in flags.read_text().split():
+        return AVX2_ONLY
+    source = Path(__file__).with_name("hide_avx512.c")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return AVX2_ONLY | {"LD_PRELOAD": str(library)}
+
+
+def is_avx512_hidden() -> bool:
+    """Whether this process was started with what `without_avx512` builds."""
+    return _LIBRARY in os.environ.get("LD_PRELOAD", "")
 
 
 def instruction_set() -> str:

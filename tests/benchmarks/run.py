@@ -23,7 +23,7 @@ from attnlstm.process import num_cores
 from contenders import BUNDLES, FLOW, PEERS, TORCH_ENGINE
 from end_to_end import Plan, compare
 from findings import Findings, markdown
-from machine import AVX2_ONLY, instruction_set
+from machine import AVX2_ONLY, instruction_set, without_avx512
 from publish import AVX2, write_results
 from workloads import Workload
 
@@ -124,7 +124,7 @@ def main() -> None:
         words = [word for word in sys.argv if word not in (*names, "--only")]
         if again:
             command = [sys.executable, *words, "--only", *again]
-            subprocess.run(command, env=os.environ | AVX2_ONLY, check=True)
+            subprocess.run(command, env=os.environ | without_avx512(arguments.folder), check=True)
 
 
 def _prepare_environment(folder: Path) -> None:

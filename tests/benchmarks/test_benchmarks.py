@@ -1,6 +1,7 @@
 """The benchmarks run from end to end on tiny data, and agree. What they measure is never asserted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_quick_run_writes_table_figures_and_picture_of_contenders_that_agree(tmp
     is_avx512 = found["scoring"]["machine"]["instructions"] == "AVX-512"
     again = {name: record["machine"]["instructions"] for name, record in found.items() if name.endswith(", AVX2")}
     assert again == (dict.fromkeys(("scoring, AVX2", "training, AVX2"), "AVX2") if is_avx512 else {})
+
+
+def test_a_process_kept_to_avx2_finds_no_avx512_even_where_it_asks_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from machine import without_avx512
+
+    if not (hiding := without_avx512(tmp_path).get("LD_PRELOAD")):
+        pytest.skip("there is no C compiler, or Linux can't make CPUID fault on this processor")
+    asks = [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())"]
+    done = subprocess.run(asks, env=os.environ | {"LD_PRELOAD": hiding}, capture_output=True, text=True, check=True)
+    assert done.stdout == "AVX2\n"
 
 
 def test_readmes_say_what_was_measured_with_the_default_preset_first(monkeypatch: pytest.MonkeyPatch) -> None:
