@@ -198,11 +198,9 @@ def step_tile(typing, frame, first_slot, weights, first_unit, firsts, counts, is
 
 
 def _finish(vectors, sums, cells, states):
-    """From gate sums to states, two rows at a time."""
-    for first in range(0, len(cells), 2):
-        part = range(first, min(first + 2, len(cells)))
-        gates = ([sums[r * GATES + gate] for r in part] for gate in range(GATES))
-        h, c = lstm_cell(SideBySide(vectors), *gates, [vectors.load(cells[r]) for r in part])
-        for n, r in enumerate(part):
-            vectors.store(c[n], cells[r])
-            vectors.store(h[n], states[r])
+    """From gate sums to states, all rows side by side."""
+    gates = (sums[gate::GATES] for gate in range(GATES))
+    h, c = lstm_cell(SideBySide(vectors), *gates, [vectors.load(cell) for cell in cells])
+    for r in range(len(cells)):
+        vectors.store(c[r], cells[r])
+        vectors.store(h[r], states[r])

@@ -93,20 +93,19 @@ def forward_tile(typing, slots, weights, first_unit, size, ahead, states, record
         before = [_at_position(builder, states, position, both) for position in behind]
         sums = add_products(vectors, before, weights, size, sums)
 
-        side_by_side = SideBySide(vectors)
-        for first in range(0, num_rows, 2):  # two rows at a time, whose results both fit in registers
-            part = range(first, min(first + 2, num_rows))
-            olds = [_record(builder, records, behind[r], size) for r in part]
-            old = [vectors.load(_unit(builder, record, CELL, size, first_unit)) for record in olds]
-            of_gates = ([sums[r * GATES + gate] for r in part] for gate in range(GATES))
-            *saved, cell, tanh, state = _cell(side_by_side, *of_gates, old)
-            for n, r in enumerate(part):
-                record = _record(builder, records, positions[r], size)
-                for gate, of_rows in enumerate(saved):
-                    vectors.store(of_rows[n], at(builder, at(builder, record, first_sum), gate * num_lanes))
-                vectors.store(cell[n], _unit(builder, record, CELL, size, first_unit))
-                vectors.store(tanh[n], _unit(builder, record, TANH, size, first_unit))
-                vectors.store(state[n], at(builder, _at_position(builder, states, positions[r], both), first_unit))
+        old = [
+            vectors.load(_unit(builder, _record(builder, records, each, size), CELL, size, first_unit))
+            for each in behind
+        ]
+        of_gates = (sums[gate::GATES] for gate in range(GATES))
+        *saved, cell, tanh, state = _cell(SideBySide(vectors), *of_gates, old)
+        for r, position in enumerate(positions):
+            record = _record(builder, records, position, size)
+            for gate, of_rows in enumerate(saved):
+                vectors.store(of_rows[r], at(builder, at(builder, record, first_sum), gate * num_lanes))
+            vectors.store(cell[r], _unit(builder, record, CELL, size, first_unit))
+            vectors.store(tanh[r], _unit(builder, record, TANH, size, first_unit))
+            vectors.store(state[r], at(builder, _at_position(builder, states, position, both), first_unit))
 
     def emit(context, builder, signature, args):
         return _apart(context, builder, f"training_forward_{rows.literal_value}_{lanes.literal_value}", args, body)
