@@ -217,7 +217,11 @@ def test_output_is_the_undisturbed_one_after_a_worker_was_killed_in_the_middle(
             assert interrupted.wait(WAIT_S) == 130
         finally:
             interrupted.kill()
-    assert _states_of_partition_runs() == ["Cancelling", "Cancelling"]
+    # A run that had begun can't answer any more; one that its worker had not begun yet is cancelled at once.
+    states = _states_of_partition_runs()
+    assert len(states) == 2
+    assert "Cancelling" in states
+    assert set(states) <= {"Cancelling", "Cancelled"}
     assert any(name.endswith(".tmp") for name in scored_files(output)), "nothing was at work when it was killed"
 
     with start_worker():
