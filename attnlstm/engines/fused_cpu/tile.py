@@ -106,26 +106,34 @@ def add_products(vectors, inputs, weights, count, sums):
 
     def one_input(k, sums):
         row = at(builder, weights, builder.mul(k, INT64(width * vectors.num_lanes)))
-        places = [at(builder, row, w * vectors.num_lanes) for w in range(width)]
-        sums = list(sums)
-        # With 16 registers there is room beside the sums of a tile for the numbers of its rows and one vector of
-        # weights, or for the weights and one number: what there are fewer of is loaded first.
-        if len(inputs) <= width:
-            numbers = [vectors.splat(builder.load(at(builder, each, k))) for each in inputs]
-            for w in range(width):
-                loaded = vectors.load(places[w])
-                for n in range(w, len(sums), width):
-                    sums[n] = vectors.fma(loaded, numbers[n // width], sums[n])
-            return sums
-        loaded = [vectors.load(place) for place in places]
-        for r, each in enumerate(inputs):
-            number = vectors.splat(builder.load(at(builder, each, k)))
-            for w in range(width):
-                n = r * width + w
-                sums[n] = vectors.fma(loaded[w], number, sums[n])
-        return sums
+        return add_outer_product(vectors, [at(builder, each, k) for each in inputs], row, sums)
 
     return repeat(builder, count, sums, one_input)
+
+
+def add_outer_product(vectors, numbers, row, sums):
+    """sums[r * W + w] + row[w] * numbers[r], W vectors of the row. numbers: pointers; row: pointer to the first.
+
+    With 16 registers there is room beside the sums of a tile for the numbers and one vector, or for the vectors and one
+    number: what there are fewer of is loaded first.
+    """
+    builder, sums = vectors.builder, list(sums)
+    width = len(sums) // len(numbers)
+    places = [at(builder, row, w * vectors.num_lanes) for w in range(width)]
+    if len(numbers) <= width:
+        splats = [vectors.splat(builder.load(each)) for each in numbers]
+        for w, place in enumerate(places):
+            loaded = vectors.load(place)
+            for n in range(w, len(sums), width):
+                sums[n] = vectors.fma(loaded, splats[n // width], sums[n])
+        return sums
+    loaded = [vectors.load(place) for place in places]
+    for r, each in enumerate(numbers):
+        number = vectors.splat(builder.load(each))
+        for w in range(width):
+            n = r * width + w
+            sums[n] = vectors.fma(loaded[w], number, sums[n])
+    return sums
 
 
 @intrinsic(prefer_literal=True)

@@ -33,7 +33,7 @@ from attnlstm.training.fused.tiles import (
 ROWS, LANES = tile_of_processor() or Tile(1, 4)
 
 MOST_ROWS = 6 if LANES == 8 else 8
-"""Of a tile of a product, two vectors wide: sums for half of the registers."""
+"""Of a tile of a product, two vectors wide: its sums leave registers for what is loaded."""
 
 OUTER_ROWS = 3 if LANES == 8 else 4
 """Inputs of a tile of a weight gradient, four vectors wide."""

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from attnlstm.engines.fused_cpu.tile import GATES, add_products, sigmoid_fraction, tanh_fraction
+from attnlstm.engines.fused_cpu.tile import GATES, add_outer_product, add_products, sigmoid_fraction, tanh_fraction
 from attnlstm.engines.fused_cpu.vectors import FLOAT, INT32, INT64, SideBySide, Vectors, at, pointer_to, repeat
 
 # What a slot, the place of a row among those computed side by side, holds: int64 each. Addresses but for POSITION.
@@ -233,13 +233,7 @@ def outer_tile(typing, inputs, input_width, gradients, gradient_width, count, to
         def one_position(p, sums):
             of_inputs = _at_position(builder, inputs, p, input_width)
             of_gradients = _at_position(builder, gradients, p, gradient_width)
-            numbers = [vectors.splat(builder.load(at(builder, of_inputs, r))) for r in range(num_rows)]
-            sums = list(sums)
-            for gate in range(GATES):
-                loaded = vectors.load(at(builder, of_gradients, gate * num_lanes))
-                for n in range(gate, len(sums), GATES):
-                    sums[n] = vectors.fma(loaded, numbers[n // GATES], sums[n])
-            return sums
+            return add_outer_product(vectors, [at(builder, of_inputs, r) for r in range(num_rows)], of_gradients, sums)
 
         sums = repeat(builder, count, [vectors.load(place) for place in places], one_position)
         for total, place in zip(sums, places, strict=True):
